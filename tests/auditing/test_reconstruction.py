@@ -203,4 +203,4 @@ def test_a_leak_behind_the_complexity_of_reconstructions_is_found(latent_folder,
     assert calibrated.gain.auc.value == pytest.approx(calibrated.auc.value - plain.auc.value)
     said = to_html(page(audit.record, audit.samples))
     assert "three sizes, four bands of the reconstruction" in said
-    assert "minus what the complexity of the reconstruction of each image predicts of its score" in said
+    assert "corrected for how simple the reconstruction of each image is: the score that its complexity predicts is subtracted" in said

@@ -221,7 +221,7 @@ def test_a_relative_path_of_the_training_data_may_be_any_folders_and_confirms_no
     assert checked(model, **given).status == "confirmed"
     (model / "train.json").write_text(json.dumps({"data": "data", "data_path": str(tmp_path / "elsewhere" / "data")}))
     write(tmp_path / "elsewhere" / "data", NAMES, 255 - PICTURES)
-    assert "are others than those it speaks of" in checked(model, **given).reason
+    assert "the model's training data has other images under these names" in checked(model, **given).reason
 
 
 def test_a_copy_that_cannot_be_read_is_not_taken_for_another_image(trained, tmp_path):

@@ -82,7 +82,7 @@ def test_the_question_its_answer_the_facts_and_what_was_not_tested_stand_before_
         "Can someone who has an image find out",
         "Yes: training images can be told apart",
         "Form of release",
-        "AUC at most 0.6 is NOT MET by 0.310: AUC may reach 0.910 (sima",
+        "AUC at most 0.6 is NOT MET (exceeded by 0.310): AUC may reach 0.910 (sima",
         "Is the audit valid?",
         "600 training images, of 4,000 that the model was trained on,",
         "What was not tested",
@@ -164,7 +164,7 @@ def test_a_higher_number_in_the_table_than_that_of_the_headline_is_explained(lea
 
 
 def test_a_negative_score_has_a_rank_and_a_sentence_on_its_sign(shown):
-    assert "rank 1" in text(shown) and "its sign means nothing" in text(shown)
+    assert "rank 1" in text(shown) and "A score may be negative: only the order counts" in text(shown)
 
 
 def test_unequal_sides_are_a_note_under_the_table_and_no_warning():
@@ -199,14 +199,26 @@ def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_fir
             "pfami, loss_frequency, pia_frequency, gradient",
         ),
         ("weights", False, "Yes: training", "release of the weights: anyone who has them can run", "pfami"),
-        ("api", False, "Yes, but only shown with more access", "No attack that counts there works with this model", "nothing was tested"),
-        ("api", True, "Yes, but only shown with more access", "was run (black_box, noise_probe)", "black_box, noise_probe. Outsiders"),
+        (
+            "api",
+            False,
+            "Yes, but only shown with more access",
+            "No attack of diffleak audit that outsiders can run works",
+            "nothing was tested",
+        ),
+        (
+            "api",
+            True,
+            "Yes, but only shown with more access",
+            "Outsiders can run black_box, noise_probe, but this audit did not",
+            "black_box, noise_probe. Outsiders",
+        ),
         (
             "images",
             True,
             "Yes, but only shown with more access",
-            "No attack here works with such images alone",
-            "none works with drawn images",
+            "No attack of diffleak audit works with such images alone",
+            "none of diffleak audit works with drawn images",
         ),
     ],
 )
@@ -254,7 +266,9 @@ def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_fo
     judged = verdict(other(record, results=(*record.results, *more), evidence=kept, settings=settings))
     counts = release in (None, "weights") or (release == "api" and ran == "a black-box one")
     assert judged.level == ("no-leak-found" if counts else "undecided")
-    assert ("for this form of release nothing was tested" in judged.title) is not counts
+    no_result = release == "api" and ran == "one that cannot be estimated" and takes_text
+    assert ("for this form of release nothing was tested" in judged.title) is not (counts or no_result)
+    assert ("for this form of release there is no result" in judged.title) is no_result
     command = "diffleak audit 'my model' --members in --nonmembers out --attacks black_box --release api -o NEW-FOLDER"
     if counts:
         assert not any("To test it" in each for each in judged.sentences)
@@ -264,6 +278,18 @@ def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_fo
         assert judged.sentences[-1] == f"To test it: {command}."
     else:
         assert judged.sentences[-1].startswith("To test it: give more images. From these, what black_box, noise_probe finds")
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+@pytest.mark.parametrize("ran", [("black_box",), ("black_box", "noise_probe")])
+def test_an_attack_that_was_run_and_gave_no_estimate_is_not_said_to_be_missing(leak, ran, leaks):
+    record = leak[0] if leaks else audit_of({"sima": 0.0}, 300)[0]
+    drawn = record.results[0].model_copy(update={"attack": "black_box", "access": "black-box", "auc": Estimate(reason="too few")})
+    kept = evidence(True, (*RUN, *(ATTACKS[name]() for name in ran)), release="api")
+    judged = verdict(other(record, results=(*record.results, drawn), evidence=kept, settings={"model": "m"}))
+    said = "\n".join((judged.title, *judged.sentences))
+    assert f"Outsiders can run {', '.join(ran)}, but what that finds cannot be estimated from these images" in said
+    assert "nothing was tested" not in said and "this audit did not" not in said
 
 
 def test_a_leak_that_needs_more_access_is_said_with_the_command_that_tests_the_release(leak):

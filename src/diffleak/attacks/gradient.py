@@ -1,4 +1,4 @@
-"""How hard an image still pulls at the model's weights: a white-box bound, for the owner of the weights.
+"""How strongly a training step on an image would still change the model's weights: a white-box bound, for the owner of the weights.
 
     L(x0)        = mean over timesteps t and pixels of (eps(q(x0, t, e_t), t) - e_t)^2        the loss in eps, e_t keyed noise
     component k  = -log |dL / dW_k|^2                                                         of every trained tensor W_k, and no less
@@ -35,7 +35,7 @@ from diffleak.errors import UserError, shown
 @final
 @dataclass(frozen=True, kw_only=True)
 class Gradient(Attack):
-    """How strongly the image still pulls at the model's weights. Small gradients mean member.
+    """How strongly a training step on the image would still change the model's weights. Small gradients mean member.
 
     `of` says which weights are looked at; `tensors` are their names, `adapted` is what a LoRA added to them, and `size` the bytes of one
     gradient of them. All are empty until the model is known.

@@ -69,8 +69,8 @@ class AuditConfig(ModelConfig, DataConfig):
     timesteps: Name | None = Field(None, description="start:stop:step, stop included; default 10:300:10, for flow matching 50:950:50.")
     sweep: Sweep = Field(
         "calibrate",
-        description="calibrate (default): score the test part at the chosen timesteps only. coarse: score the calibrate part at every "
-        "second timestep, then beside the best. all: score every image at every timestep.",
+        description="calibrate (default): with 200 images or more on each side, score the test part at the chosen timesteps only. coarse: "
+        "also score the calibrate part at every second timestep, then beside the best. all: score every image at every timestep.",
     )
     mask: tuple[str, ...] = Field(
         (),

@@ -42,7 +42,8 @@ def about_release(prepared: Prepared) -> Iterator[str]:
     if counting:
         yield f"{none}: add {' or '.join(each.attack for each in counting)} to --attacks"
     else:
-        yield f"{none}: none works with {'drawn images alone' if release == 'images' else 'this model'}; diffleak extract looks for copies"
+        why = "none of diffleak audit works with drawn images alone" if release == "images" else "none that counts works with this model"
+        yield f"{none}: {why}; diffleak extract looks for copies"
 
 
 def about_names(prepared: Prepared, folder: Path) -> Iterator[str]:

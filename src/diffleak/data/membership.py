@@ -99,7 +99,7 @@ def check_membership(
         sample = sample[:: max(1, len(sample) // SAMPLE)]
         other = next((match for match in sample if same_pixels(match) is False), None)
         if other is not None:
-            return trust(reason=f"the images of the same names are others than those it speaks of (first: {shown(other.id)})")
+            return trust(reason=f"the model's training data has other images under these names (first: {shown(other.id)})")
     return Membership(source=given, status="confirmed", model_split=str(split_file), reason=also)
 
 

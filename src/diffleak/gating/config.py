@@ -9,7 +9,7 @@ from diffleak.config import Config
 
 MaxAUC = Annotated[
     float | None,
-    Field(ge=0, le=1, description="Exit 3 unless the 95 % interval of every attack's AUC lies between 1 minus this and this."),
+    Field(ge=0, le=1, description="Exit 3 unless the 95 % interval of every attack's AUC lies between 1 minus this limit and the limit."),
 ]
 MaxTPR = Annotated[float | None, Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any TPR at 1 % FPR reaches above this.")]
 MaxExcessAUC = Annotated[
@@ -31,7 +31,10 @@ class GateConfig(Config):
         None, ge=0, le=1, description="Exit 3 if the 95 % interval of the copy rate in quality.json or extract.json reaches above this."
     )
     max_epsilon: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Exit 3 if the lower bound in epsilon.json is above this. One below it proves nothing."
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Exit 3 if the lower bound in epsilon.json is above this. The true epsilon can be above it even if the bound is not.",
     )
 
     @model_validator(mode="after")

@@ -306,7 +306,9 @@ def _warnings(
 ) -> tuple[str, ...]:
     found, member = about_models(prepared), prepared.scan.cohort.member
     if prepared.membership and prepared.membership.status == "contradicted, ignored":
-        found.append(f"{of_controls(prepared.membership)} Controls that were trained on hide that the images in question were")
+        found.append(
+            f"{of_controls(prepared.membership)} If controls were trained on, the test can miss training on the images in question"
+        )
     if placebo.p_value <= LEVEL:
         found.append(
             f"the placebo rejects too (p = {placebo.p_value:.2g}), as it does in at most one inquiry of {round(1 / LEVEL)} by chance: "

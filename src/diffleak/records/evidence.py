@@ -60,3 +60,8 @@ class Evidence(Record):
     def counts(self, access: str) -> bool:
         """True if an outsider has this access once the model is released in this form."""
         return access in GIVES[self.released]
+
+    @property
+    def counting(self) -> tuple[KnownAttack, ...]:
+        """The attacks that an outsider can run on this model once it is released in this form."""
+        return tuple(each for each in self.attacks if each.unfit is None and self.counts(each.access))

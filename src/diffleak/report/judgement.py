@@ -8,7 +8,7 @@ The verdict rests on the attack that was chosen on the calibrate part, and on it
                      interval's lower end is below the AUC that the check would have found), or that was not looked for, or that
                      the user allowed; or the scores separate the sides against an attack's direction and no leak was found, or
                      the model's own split.json contradicts the sides and the user ignored that; or no leak was found and no attack
-                     that counts for the form of release was run
+                     that counts for the form of release gave a result
     invalid          the sides differ without the model (see `diffleak.stats.blind`) and the user did not allow it, or there is no AUC
 
 Of an invalid audit no number is shown; audit.json and samples.csv keep them.
@@ -21,7 +21,7 @@ and test on the same images in turn).
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -31,7 +31,7 @@ from diffleak.config import flag
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind, Result
 from diffleak.records.base import Estimate
-from diffleak.records.evidence import Release
+from diffleak.records.evidence import Evidence, KnownAttack, Release
 from diffleak.records.run_folder import read_audit
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.wording import IMAGES, Counted, count, counted, percent, spoken
@@ -68,6 +68,7 @@ REVERSED = (
 )
 KEPT = "No result is shown. audit.json and samples.csv keep the numbers; --allow-shift shows them, for what they are."
 UNTESTED = "for this form of release nothing was tested"
+UNESTIMATED = "for this form of release there is no result"
 RELEASES: dict[Release, str] = {
     "weights": "the weights",
     "api": "an interface that draws images for its callers",
@@ -119,7 +120,9 @@ def verdict(record: AuditRecord) -> Verdict:
         title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
         return Verdict("undecided", title, (*found, f"--allow-shift accepted this. {REPAIR}"), attack)
     if record.membership and record.membership.status == "contradicted, ignored":
-        title = "Undecided: the model's own split.json contradicts these sides (--ignore-model-split), so this may not be a result at all."
+        title = (
+            "Undecided: the model's own split.json contradicts these sides (--ignore-model-split). The numbers may not be of membership."
+        )
         return Verdict("undecided", title, found, attack)
     if finder and may_explain(record.blind, finder.auc.low or 0.0):
         title = f"Undecided: members can be told apart from held-out images, but {_unseen(record.blind)}."
@@ -130,7 +133,10 @@ def verdict(record: AuditRecord) -> Verdict:
         title = f"{yes}: training images can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:], *(() if there else _to_test(record))), attack)
     if _to_test(record):
-        title = f"Undecided: {UNTESTED}. The attacks that were run need more access than outsiders have; they found no leak."
+        known = record.evidence is not None and any(each.run for each in record.evidence.counting)
+        more = "The other attacks" if known else "The attacks"
+        title = f"Undecided: {UNESTIMATED if known else UNTESTED}. {more} that were run need more access than outsiders have and "
+        title += "found no leak."
         return Verdict("undecided", title, (*found, *_to_test(record)), attack)
     if checked == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
@@ -271,19 +277,29 @@ def _release(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     needs = f"{visible(lead.attack)} must {ACCESS.get(lead.access, lead.access)}, and this release does not let outsiders do that"
     if released == "images":
         return (
-            f"{for_}: {needs}. No attack here works with such images alone; diffleak quality and diffleak extract measure what they "
-            "show of "
-            "training images.",
+            f"{for_}: {needs}. No attack of diffleak audit works with such images alone; diffleak quality and diffleak extract "
+            "measure what they show of training images.",
         )
-    known = [attack for attack in evidence.attacks if evidence.counts(attack.access) and attack.unfit is None]
     run = _counted_results(record)
     if run:
         ranks = "{} ranks the member first in {} of pairs (95 % interval {})"
         said = ", ".join(ranks.format(visible(r.attack), percent(r.auc.value or 0.0), spoken(r.auc)[1]) for r in run)
         also = "An attack that outsiders can run was run too" if len(run) == 1 else "Attacks that outsiders can run were run too"
         return (f"{for_}: {needs}. {also}: {said}.",)
-    names = f"was run ({', '.join(visible(attack.attack) for attack in known)})" if known else "works with this model"
-    return (f"{for_}: {needs}. No attack that counts there {names}, so for this release nothing was tested.",)
+    return (f"{for_}: {needs}. {_unanswered(evidence)}.",)
+
+
+def _unanswered(evidence: Evidence) -> str:
+    """Why no attack that outsiders can run answers for the form of release."""
+    if ran := _named(each for each in evidence.counting if each.run):
+        return f"Outsiders can run {ran}, but what that finds cannot be estimated from these images, so {UNESTIMATED}"
+    if known := _named(evidence.counting):
+        return f"Outsiders can run {known}, but this audit did not, so {UNTESTED}"
+    return f"No attack of diffleak audit that outsiders can run works with this model, so {UNTESTED}"
+
+
+def _named(attacks: Iterable[KnownAttack]) -> str:
+    return ", ".join(visible(each.attack) for each in attacks)
 
 
 def _counted_results(record: AuditRecord) -> list[Result]:
@@ -297,12 +313,11 @@ def _to_test(record: AuditRecord) -> tuple[str, ...]:
     evidence = record.evidence
     if evidence is None or _counted_results(record):
         return ()
-    fit = [each for each in evidence.attacks if each.unfit is None and evidence.counts(each.access)]
+    fit = evidence.counting
     if not fit:
         return (f"To test it: {_command(record, 'extract')} looks for training images among those that the model draws.",)
     if all(each.run for each in fit):
-        names = ", ".join(visible(each.attack) for each in fit)
-        return (f"To test it: give more images. From these, what {names} finds cannot be estimated.",)
+        return (f"To test it: give more images. From these, what {_named(fit)} finds cannot be estimated.",)
     named = next(each.attack for each in fit if not each.run)
     return (f"To test it: {_command(record, 'audit', '--attacks', named, '--release', evidence.released)}.",)
 
@@ -335,7 +350,10 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
     if result.complexity is not None:
         before = visible(base_label(result.attack, CALIBRATED))
         whose = "the reconstruction of each image" if result.complexity == RECONSTRUCTION else "each image"
-        return (f"{visible(result.attack)} is the attack {before} minus what the complexity of {whose} predicts of its score.",)
+        return (
+            f"{visible(result.attack)} is the attack {before}, corrected for how simple {whose} is: the score that its complexity predicts "
+            "is subtracted.",
+        )
     if result.variant == "excess":
         return (
             f"{visible(result.attack)} is the attack {visible(result.base)} on the excess: the score of an image in this model minus its "

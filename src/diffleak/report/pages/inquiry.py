@@ -191,7 +191,7 @@ def _sensitivity(record: InquiryRecord) -> str:
         return ""
     auc = record.set.detectable_auc
     if auc is None:
-        return f"With so few {words(record).several} no effect, however large, is found with a probability of 80 %."
+        return f"With so few {words(record).several} even the largest effect is found with a probability below 80 %."
     return f"With this number of {words(record).several}, an effect of AUC {auc:.2f} or more is found with a probability of 80 %."
 
 
@@ -211,7 +211,7 @@ def _small(record: InquiryRecord) -> tuple[str, ...]:
 def _seen(record: InquiryRecord) -> str:
     """Which difference the blind test would have found."""
     if record.blind.detectable_auc is None:
-        return f"With so few {words(record).several} the blind test finds no difference, however large, with a probability of 80 %."
+        return f"With so few {words(record).several} the blind test finds even the largest difference with a probability below 80 %."
     return f"The blind test finds a difference of AUC {record.blind.detectable_auc:.2f} or more with probability 80 %."
 
 

@@ -24,7 +24,7 @@ WORDS_AUDITED = entries("""
     TPR at 1 % FPR | share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely.
 """)
 WORDS_DRAWN = entries("""
-    Drawn closer | pictures whose nearest drawing by the adapter is closer than the nearest drawing by the base of any picture.
+    Drawn closer | pictures to which the adapter's drawings come closer than any drawing of the base comes to any picture.
     p | probability of this number or a higher one if the adapter drew no closer than the base.
 """)
 AUDITED = entries("""

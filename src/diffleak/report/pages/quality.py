@@ -12,8 +12,10 @@ from diffleak.report.wording import count, entries
 GLOSSARY = entries("""
     Feature | a number that a trained network reads off an image; images with similar features look alike to that network.
     Reference | real images that the generated ones are compared with, normally ones that the model was not trained on.
-    Fréchet distance | FID when the features are Inception's; grows as the sample gets smaller.
-    KID | compares the same features without that bias, so it also serves small samples.
+    Fréchet distance | how far generated images are from real ones, by mean and covariance of their features (FID with those of
+        Inception); grows as the sample gets smaller.
+    KID | kernel inception distance: also how far generated images are from real ones. The number of images does not move it on
+        average, so it serves small samples too.
     Similarity | the cosine between the features of two images; 1 is the same direction.
     CLIP score | how well images fit the captions they were drawn for; another CLIP model gives other scores.
     Copy rate | the share of generated images that are closer to a training image than 99 % of unseen real images are. About 1 % is

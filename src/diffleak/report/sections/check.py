@@ -41,7 +41,7 @@ def _seen(record: CheckRecord) -> str:
         parts.append(f"a TPR of {percent(power.tpr_at_1pct)} or more at 1 % false alarms")
     of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
     if not parts:
-        return f"With {of}, an audit can detect no leak."
+        return f"With {of}, an audit detects even the largest leak with a probability below {power.probability:g}."
     missing = "" if power.tpr_at_1pct is not None else "; no rate at 1 % false alarms can be detected"
     return f"With {of}, an audit detects {' and '.join(parts)} with probability {power.probability:g}{missing}."
 

@@ -29,9 +29,13 @@ STATISTICS: dict[Statistic, Wording] = {
     "magnitude": Wording("Magnitude", "how far the prompt moves the model's prediction while it draws; larger = memorised"),
     "t_error": Wording("t-error", "how far the model is from finding its way back to what it drew; smaller = memorised"),
     "noise_norm": Wording("Noise norm", "how far the prompt moves the prediction for pure noise, at the first step; larger = memorised"),
-    "alignment": Wording("Alignment", "how far it pushes pure noise along the prediction without it, at a late step; larger = memorised"),
+    "alignment": Wording(
+        "Alignment",
+        "how closely the prompt's change of the prediction for pure noise follows the prediction without a prompt, at a late step; "
+        "larger = memorised",
+    ),
 }
-SUM = Wording("Noise sum", "noise norm and alignment, weighted as other labelled prompts have it; larger = memorised")
+SUM = Wording("Noise sum", "noise norm and alignment added, with a weight chosen on other labelled prompts; larger = memorised")
 
 
 def verdict(record: PromptsRecord) -> Verdict:

@@ -11,11 +11,10 @@ from diffleak.report.wording import count
 TITLE = "Attacks run and not run"
 ACCESSES = {
     "weights": "Anyone who has the weights can run every attack, so all count.",
-    "api": "Callers of an interface see drawn images alone, so black-box attacks count. Choose --release weights if it also takes "
-    "images of theirs, "
-    "or returns predictions.",
-    "images": "Someone with drawn images only cannot query the model, so no attack here counts; what was run speaks of the model that is "
-    "kept.",
+    "api": "Callers of an interface see drawn images alone, so black-box attacks count. Choose --release weights if the interface also "
+    "takes images from its callers, or returns predictions.",
+    "images": "Someone with drawn images only cannot query the model, so no attack here counts; the attacks that were run "
+    "measure the model, which stays with its owner.",
 }
 
 
@@ -25,7 +24,7 @@ def section(audit: Audited) -> Section | None:
     if evidence is None:
         return None
     run = lambda each: "yes" if each.run else "no" if each.unfit is None else f"no: {visible(each.unfit)}"
-    counts = lambda each: Cell("yes" if evidence.counts(each.access) and each.unfit is None else "no")
+    counts = lambda each: Cell("yes" if each in evidence.counting else "no")
     columns = (
         Column(("Run?",), "Whether this audit ran it.", 1, lambda each: Cell(run(each)), look="left"),
         Column(("Counts?",), "Whether an outsider can run it once the model is released in this form.", 2, counts),
@@ -39,7 +38,7 @@ def section(audit: Audited) -> Section | None:
 def said(evidence: Evidence) -> tuple[str, ...]:
     """What counts, what of it was run, what was not, and what cannot be run on this model."""
     released = evidence.released
-    counting = [each for each in evidence.attacks if evidence.counts(each.access) and each.unfit is None]
+    counting = evidence.counting
     run, others = [e for e in counting if e.run], [e for e in counting if not e.run]
     unfit = [each for each in evidence.attacks if each.unfit is not None]
     lines = [f"Form of release: {RELEASES[released]}. {ACCESSES[released]}"]

@@ -41,9 +41,8 @@ def _listed(audit: Audited) -> tuple[Block, ...]:
     part, attack = "of the test part " if audit.record.plan.calibration else "", visible(audit.verdict.attack or "")
     what = EXPOSURE[audit.verdict.level]
     said = prose(
-        f"The members {part}to which {attack} gives the highest scores. {what} A higher score is stronger evidence for a member; its sign "
-        "means nothing. "
-        "samples.csv "
+        f"The members {part}to which {attack} gives the highest scores. {what} A higher score is stronger evidence for a member. A score "
+        "may be negative: only the order counts. samples.csv "
         f"has every image.{COUNTED[audit.scores.unit]}"
     )
     if audit.maps and audit.thumbnail:

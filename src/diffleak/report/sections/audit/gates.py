@@ -16,9 +16,9 @@ MET = {
     "max_tpr": f"A limit on the TPR {WITHIN}",
     "max_excess_auc": f"A limit on the AUC beyond the reference {WITHIN}",
     "max_copies": "A limit on copies is met if the whole 95 % interval of the rate is at or below it.",
-    "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it, which proves nothing: the bound is a lower one.",
+    "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it. The true epsilon may still be above it.",
 }
-PROVES_NOTHING = "; that does not prove that epsilon is within it: the bound is a lower one"
+PROVES_NOTHING = "; the true epsilon may still be above it"
 OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
 
 
@@ -72,7 +72,7 @@ def _reaches(gate: Gate) -> str:
 
 
 def outcome(checks: Sequence[Gate]) -> str:
-    """Of the checks of one limit, whether it is met and, where not, by how much: "is not met by 0.112: AUC may reach 0.712 (sima)"."""
+    """Whether a limit is met, by all its checks, and if not, by how much: "is not met (exceeded by 0.112): AUC may reach 0.712 (sima)"."""
     failed = [each for each in checks if not each.passed]
     worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
     highest = f", the highest of {count(len(checks))} results" if len(checks) > 1 else ""
@@ -88,4 +88,4 @@ def outcome(checks: Sequence[Gate]) -> str:
     above = f"; {count(len(known))} of {count(len(checks))} are above the limit" if len(checks) > 1 else ""
     rest = f", {count(unknown)} cannot be estimated" if unknown else ""
     by = f"{(nearest.reach or 0.0) - nearest.at_most:.3f}"
-    return f"is not met by {by}: {_reaches(nearest)} ({visible(nearest.attack)}{highest}{above}{rest})"
+    return f"is not met (exceeded by {by}): {_reaches(nearest)} ({visible(nearest.attack)}{highest}{above}{rest})"

@@ -67,7 +67,7 @@ def not_tested(record: AuditRecord) -> tuple[str, ...]:
     elif size == count(record.plan.n_members):
         images = f"all {trained(record)} were tested."
     return (
-        f"Attacks not run: {missing(record)} Attackers who train models of their own (shadow models) are not part of diffleak.",
+        f"Attacks not run: {missing(record)} Attacks that train models of their own (shadow models) are not part of diffleak.",
         "Copies: this audit does not say whether the model reproduces its training images; diffleak quality and diffleak extract do.",
         f"Other images: {images}",
     )
@@ -79,11 +79,10 @@ def missing(record: AuditRecord) -> str:
     if evidence is None:
         return "the record, of an earlier version, does not name those that were not run."
     if evidence.released == "images":
-        return "none works with drawn images alone, so none counts for this release."
-    counting = [each for each in evidence.attacks if each.unfit is None and evidence.counts(each.access)]
-    if not counting:
-        return "none that counts for this release works with this model, so for this release nothing was tested."
-    names = [visible(each.attack) for each in counting if not each.run]
+        return "none of diffleak audit works with drawn images alone, so none counts for this release."
+    if not evidence.counting:
+        return "none of diffleak audit that counts for this release works with this model, so for this release nothing was tested."
+    names = [visible(each.attack) for each in evidence.counting if not each.run]
     return f"{', '.join(names)}. Outsiders of this release could run them." if names else "none that outsiders of this release could run."
 
 

@@ -24,8 +24,9 @@ def section(audit: Audited) -> Section | None:
     name = visible(audit.record.plan.reference or "")
     why = (
         f"Some images look like members to any model, because they are simple. The reference, {name}, was attacked with the same "
-        "images and the same noise, which shows how hard each image is. What the audited model knows beyond the reference comes from its "
-        "further training. The excess is the score in the audited model minus the score in the reference, image by image."
+        "images and the same noise. Its scores are those that the images get without the training that is audited, so what the audited "
+        "model knows beyond it comes from that training. "
+        "The excess is the score in the audited model minus the score in the reference, image by image."
     )
     misses = "If the members were also in the training data of the reference, the excess misses what both models know."
     caption = (
@@ -50,7 +51,12 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
     auc, asr, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.asr), gain_cell(lambda g: g.tpr_at_1pct)
     return (
         Column(("AUC", "model"), "The attack on the audited model.", 5, auc_cell),
-        Column(("AUC", "reference"), "The attack on the reference, which shows how hard each image is.", 6, beside("reference", auc_cell)),
+        Column(
+            ("AUC", "reference"),
+            "The attack on the model without the audited training.",
+            6,
+            beside("reference", auc_cell),
+        ),
         Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, beside("reference", auc)),
         Column(("Attack success", "difference (points)"), points, 7, beside("reference", asr)),
         Column(("TPR at 1 % FPR", "difference (points)"), points, 4, beside("reference", tpr)),
