@@ -326,7 +326,7 @@ def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
     assert "controls must be images that were certainly not trained on; by" in said
     assert "2 of the controls are trained on (first: control/3): leave them out" in said
     record = diffleak.inquire(own, **given, **FAST, ignore_model_split=True)
-    assert any("Controls that were trained on hide" in line for line in record.warnings)
+    assert any("If controls were trained on, the test can miss" in line for line in record.warnings)
     (own / "split.json").write_text(json.dumps({"members": ["3"], "nonmembers": []}))
     np.save(tmp_path / "trained.npy", CONTROL)
     (own / "train.json").write_text(json.dumps({"data": str(tmp_path / "trained.npy")}))

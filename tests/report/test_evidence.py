@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from fixtures.commands import call
 from fixtures.pages import KINDS
+from fixtures.prompts import prompts_page
+from fixtures.quality import quality_page
 from fixtures.reports import MONTE_CARLO, SHIFTS, audit_of, html, latent_audit, mapped_audit, markdown, print_terminal, thumbnail
 from fixtures.runs import gaussian, make_run
 from huggingface_hub import ModelCard
@@ -18,6 +20,7 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.listing import listing
 from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.evidence import known
+from diffleak.comparison.compare import compare
 from diffleak.config import flag, settings_of
 from diffleak.errors import UserError
 from diffleak.extraction.config import ExtractConfig
@@ -25,13 +28,15 @@ from diffleak.records.audit import Blind, Gate, Membership
 from diffleak.records.base import Estimate
 from diffleak.records.digests import Sealed
 from diffleak.records.evidence import Evidence
+from diffleak.report import pages as report_pages
 from diffleak.report import to_html, to_markdown, verdict
 from diffleak.report.audited import Audited
-from diffleak.report.glossary import TERMS
+from diffleak.report.glossary import OF_ATTACKS, TERMS
 from diffleak.report.judgement import NAMED, NO_INCIDENT, NOT_OF_EXTRACT, with_validity
 from diffleak.report.media import pdf
 from diffleak.report.media.card import model_card
 from diffleak.report.media.latex import results_latex
+from diffleak.report.pages import comparison
 from diffleak.report.pages.audit import on_card, on_paper, page
 from diffleak.report.sections import FOR_THE_FILE, UNSHOWN
 from diffleak.report.sections.audit import attacks, calibrated, coverage, file, glance, remedies
@@ -456,6 +461,43 @@ def test_every_term_that_a_page_prints_has_an_entry_in_its_glossary(shown, kind,
     assert [word for word in sorted(capitals) if word.casefold() not in explained] == []
 
 
+def compared(folder: Path) -> str:
+    runs = [str(make_run(folder / name, {"sima": gaussian(d)}, seed=i)) for i, (name, d) in enumerate([("plain", 1.5), ("defended", 0.2)])]
+    return to_html(comparison.page(compare(runs)))
+
+
+PAGES = {**KINDS, "quality": lambda _: quality_page(), "prompts": lambda _: prompts_page(), "comparison": compared}
+MEASURE_ATTACKS = {"audit", "invalid", "sweep", "check", "comparison", "lora-audited"}  # the kinds of page that an attack's words are of
+
+
+def test_a_page_of_every_kind_has_its_glossary_checked():
+    modules = {path.stem for path in Path(report_pages.__path__[0]).glob("*.py")} - {"__init__", "extraction"} | {"extract"}
+    assert modules <= {kind.partition("-")[0] for kind in PAGES}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_a_word_that_another_page_uses_for_something_else_has_the_meaning_of_its_own_page(kind, tmp_path):
+    shown = PAGES[kind](tmp_path / kind)
+    glossary = shown.partition('<section id="glossary"')[2].partition("</section>")[0]
+    explained = glossary_of(shown)
+    names = [text(f"<body>{each}").casefold() for each in re.findall(r"<dt>(.*?)</dt>", glossary)]
+    printed = text(shown.replace(glossary, ""))
+    matching = lambda pattern, where: re.search(pattern, where, re.IGNORECASE)
+    words = [(name, pattern, said) for name, pattern, said in OF_ATTACKS if matching(pattern, printed)]
+    assert words, "a page without such a word tests nothing"
+    missing = [name for name, pattern, _ in words if name.casefold() not in names and not any(matching(pattern, each) for each in names)]
+    foreign = [name for name, _, said in words if said.casefold() in explained]
+    if kind in MEASURE_ATTACKS:
+        assert foreign, "it has at least one of these meanings"
+    else:
+        assert (missing, foreign) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["audit", "sweep", "check", "inquiry", "lora-drawn", "extract-emoji"])
+def test_only_a_comparison_and_unequal_sides_have_a_baseline(kind, tmp_path):
+    assert "baseline" not in text(KINDS[kind](tmp_path / kind)).casefold()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_glossary_explains_each_word_once_and_no_page_shows_a_raw_backtick(kind, tmp_path):
     shown = KINDS[kind](tmp_path / kind)
@@ -467,7 +509,7 @@ def test_a_glossary_explains_each_word_once_and_no_page_shows_a_raw_backtick(kin
 
 def test_no_entry_of_the_glossary_names_a_section_which_its_page_may_lack():
     titles = [coverage.TITLE, glance.UNTESTED, attacks.TITLE, UNSHOWN, FOR_THE_FILE]
-    assert not [(name, title) for name, _, said in TERMS for title in titles if title in said]
+    assert not [(name, title) for name, _, said in (*OF_ATTACKS, *TERMS) for title in titles if title in said]
 
 
 def test_a_page_explains_no_term_that_it_does_not_print(shown):

@@ -60,7 +60,7 @@ def sides(filled: str, outlined: str, threshold: bool = False) -> list[Key]:
         Key(_sample(f'<rect x="1" y="0" width="32" height="10" fill="{MEMBERS}" opacity=".45"/>'), filled),
         Key(_sample(f'<path d="M1 9V3H17V6H33" fill="none" stroke="{HELD_OUT}" stroke-width="1.8"/>'), outlined),
     ]
-    return [*bars, Key(_sample(_stroke(UPRIGHT, CHOSEN, 1.4, "4 2")), "calibrated threshold")] if threshold else bars
+    return [*bars, Key(_sample(_stroke(UPRIGHT, CHOSEN, 1.4, "4 2")), "threshold set on the calibrate part")] if threshold else bars
 
 
 def band(name: str) -> Key:

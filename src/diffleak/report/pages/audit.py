@@ -85,7 +85,7 @@ SECTIONS: tuple[Make, ...] = (
     headers.section,
     made.costs,
     file.section,
-    lambda audit: glossary(),
+    lambda audit: glossary(of_attacks=True),
     made.section,
     made.omitted,
 )
@@ -93,7 +93,7 @@ SECTIONS: tuple[Make, ...] = (
 OF_INVALID: tuple[Make, ...] = (
     ANSWER[0],
     file.section,
-    lambda audit: glossary(),
+    lambda audit: glossary(of_attacks=True),
     lambda audit: replace(made.section(audit), folded="The command and its settings"),
 )
 ON_PAPER: tuple[Make, ...] = (*ANSWER, remedies.section, FIRST[-1], file.section)  # two pages: the answer, and for the file

@@ -23,7 +23,7 @@ LIMITS = entries("""
     No model was used. | Nothing here says that a model leaks, or does not. It says what an audit of these sides can show.
     Duplicates are found by their look. | Small images and drawings look alike without being copies, and copies that were rotated,
         cropped by more than about a tenth, or drawn over are missed. So are near-duplicates in clusters of more than 32.
-    Sources can differ unseen. | The blind baseline sees pixel statistics. Sides that differ by content alone, as by date or place,
+    Sources can differ unseen. | The blind check sees pixel statistics. Sides that differ by content alone, as by date or place,
         can pass it.
     The number of images is a guide. | It holds for the two kinds of leak that the table names. An audit of few images reports medians
         over several divisions.
@@ -42,7 +42,7 @@ SECTIONS: tuple[Callable[[CheckRecord], Section | None], ...] = (
     power,
     unreadable,
     lambda record: limits(LIMITS),
-    lambda record: glossary(GLOSSARY),
+    lambda record: glossary(GLOSSARY, of_attacks=True),
     lambda record: reproduce(record.command, facts(made(record))),
 )
 

@@ -15,6 +15,7 @@ from diffleak.report.wording import count, entries
 GLOSSARY = entries("""
     Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
     AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
+    Baseline | the first of the models, which the others are compared with.
     AUC difference | the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less.
     TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
     Strongest attack | the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use.
@@ -51,7 +52,7 @@ SECTIONS: tuple[Make, ...] = (
     lambda record, gated: swap.section(record),
     lambda record, gated: attacks.section(record),
     lambda record, gated: limits(LIMITS, "What this does not show", differences=count(record.differences)),
-    lambda record, gated: glossary(GLOSSARY),
+    lambda record, gated: glossary(GLOSSARY, of_attacks=True),
     lambda record, gated: made.section(record),
 )
 OF_INVALID = (SECTIONS[0], SECTIONS[-1])  # with an invalid run only why there are no numbers, and how it was made

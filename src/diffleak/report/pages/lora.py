@@ -25,6 +25,8 @@ WORDS_AUDITED = entries("""
 """)
 WORDS_DRAWN = entries("""
     Drawn closer | pictures to which the adapter's drawings come closer than any drawing of the base comes to any picture.
+    Member, held out | a picture that the adapter was trained on; one of the same kind that it was not trained on.
+    False alarm | a held-out picture that is taken for one of the training set.
     p | probability of this number or a higher one if the adapter drew no closer than the base.
 """)
 AUDITED = entries("""
@@ -46,7 +48,7 @@ SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: _table(record),
     lambda record: _headers(record),
     lambda record: _limits(record, next_time=" Next time hold out ten pictures or more.", look=_look(record)),
-    lambda record: glossary((*WORDS, *(WORDS_AUDITED if record.held_out else WORDS_DRAWN))),
+    lambda record: glossary((*WORDS, *(WORDS_AUDITED if record.held_out else WORDS_DRAWN)), of_attacks=bool(record.held_out)),
     lambda record: reproduce(record.command, facts(_rows(record))),
 )
 

@@ -19,6 +19,10 @@ GLOSSARY = entries("""
     AUC | how often a statistic ranks a random memorised prompt above a random ordinary one; 0.5 is guessing, 1 is always right.
     TPR at 1 % FPR | share of memorised prompts found when 1 % of the ordinary ones may raise a false alarm.
     Success | share of right answers at a threshold that was chosen on other prompts.
+    Threshold | the value of a statistic that divides prompts called memorised from those called ordinary.
+    Baseline | the success of always naming the longer list, without looking at the model.
+    Interval, 95 % | the range of values that agree with the measurement: in 95 of 100 repetitions with other prompts it contains the
+        true value.
     Member, non-member | in a footnote: a memorised and an ordinary prompt.
 """)
 

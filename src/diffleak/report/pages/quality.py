@@ -18,6 +18,8 @@ GLOSSARY = entries("""
         average, so it serves small samples too.
     Similarity | the cosine between the features of two images; 1 is the same direction.
     CLIP score | how well images fit the captions they were drawn for; another CLIP model gives other scores.
+    Threshold | the similarity to the nearest training image above which a generated image counts as a copy; 99 % of the unseen real
+        images lie below it.
     Copy rate | the share of generated images that are closer to a training image than 99 % of unseen real images are. About 1 % is
         normal.
 """)

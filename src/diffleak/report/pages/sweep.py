@@ -36,7 +36,7 @@ SECTIONS: tuple[Callable[[SweepRecord, Gated | None], Section | None], ...] = (
     lambda record, gated: checked(gated),
     lambda record, gated: limits(LIMITS, points=count(len(record.points))),
     lambda record, gated: _file(record),
-    lambda record, gated: glossary(GLOSSARY),
+    lambda record, gated: glossary(GLOSSARY, of_attacks=True),
     lambda record, gated: reproduce(record.command, prose("Each checkpoint has a run folder beside this page, with a report of its own.")),
 )
 

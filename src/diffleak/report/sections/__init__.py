@@ -39,13 +39,13 @@ def limits(known: Iterable[tuple[str, str]], menu: str = "Limits", **numbers: st
     return Section("limits", UNSHOWN, (Facts(items, "limits"),), menu, UNSHOWN)
 
 
-def glossary(terms: Iterable[tuple[str, str]] = ()) -> Section:
-    """The words of a page: these, and every term that it prints."""
+def glossary(terms: Iterable[tuple[str, str]] = (), of_attacks: bool = False) -> Section:
+    """The words of a page: these, and every other term that it prints; of_attacks: the page measures attacks, as an audit does."""
     own = tuple(terms)
 
     def explained(said: str) -> tuple[Block, ...]:
         known = {word for name, _ in own for word in _words(name)}
-        return (facts((*own, *(entry for entry in terms_in(said) if not known & _words(entry[0])))),)
+        return (facts((*own, *(entry for entry in terms_in(said, of_attacks) if not known & _words(entry[0])))),)
 
     return Section("glossary", "Glossary", (), "Glossary", explains=explained)
 
