@@ -82,6 +82,15 @@ def test_images_that_were_trained_on_are_found_and_others_are_not(memoriser, dig
     assert others.set.detectable_auc is not None and f"AUC {others.set.detectable_auc:.2f}" in " ".join(verdict.sentences)
 
 
+def test_a_placebo_that_finds_a_difference_asks_for_another_seed_whatever_the_answer_is(memoriser, digits, monkeypatch):
+    monkeypatch.setattr("diffleak.inquiry.run.placebo_sides", lambda keys, seed: np.arange(len(keys)) < 30)  # 30 that were trained on
+    found = diffleak.inquire(memoriser, images=digits[160:200], control=digits[30:90], **FAST)
+    assert found.placebo.p_value <= 0.05 < found.set.p_value
+    (said,) = (line for line in found.warnings if "placebo" in line)
+    assert said.startswith(f"the placebo finds a difference (p = {found.placebo.p_value:.2g}) between two random halves of the controls")
+    assert "one inquiry of 20: repeat with another --seed, and do not use the result if it happens again" in said
+
+
 def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data, settings, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     run.mkdir(mode=0o755)  # a folder that is open to others stays so, and what names images in it is not

@@ -311,8 +311,9 @@ def _warnings(
         )
     if placebo.p_value <= LEVEL:
         found.append(
-            f"the placebo rejects too (p = {placebo.p_value:.2g}), as it does in at most one inquiry of {round(1 / LEVEL)} by chance: "
-            "repeat with another --seed before you rely on the answer"
+            f"the placebo finds a difference (p = {placebo.p_value:.2g}) between two random halves of the controls, where there is none. "
+            f"By chance this happens in at most one inquiry of {round(1 / LEVEL)}: repeat with another --seed, and do not use the result "
+            "if it happens again"
         )
     found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
     if across.any():

@@ -236,7 +236,7 @@ def _tests(record: InquiryRecord) -> Section:
     table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], explained[row[0]] == "with the model"))
     merged = f"Tests of the same kind, each merged over {2 * record.repeats} halves."
     notes = (
-        f"{merged} The answer counts only where placebo and blind test find nothing.",
+        f"{merged} If the blind test finds a difference, there is no answer. If the placebo does, repeat with another --seed.",
         "Placebo: half of the controls against the other half. Blind test: those in question against the controls, by pixel "
         f"statistics{' and the size of groups' if said is GROUPS else ''}; the sides differ most in {visible(record.blind.chosen)}. "
         f"{_seen(record)}",

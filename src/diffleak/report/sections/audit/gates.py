@@ -72,7 +72,7 @@ def _reaches(gate: Gate) -> str:
 
 
 def outcome(checks: Sequence[Gate]) -> str:
-    """Whether a limit is met, by all its checks, and if not, by how much: "is not met (exceeded by 0.112): AUC may reach 0.712 (sima)"."""
+    """Says if a limit is met by all its checks, or by how much not: "is not met (exceeded by 0.112): AUC may reach 0.712 (sima)"."""
     failed = [each for each in checks if not each.passed]
     worst = max(failed or checks, key=lambda each: float("inf") if each.reach is None else each.reach)
     highest = f", the highest of {count(len(checks))} results" if len(checks) > 1 else ""
