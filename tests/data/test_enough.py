@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures.commands import call, refused
 from PIL import Image
+from safetensors.torch import save_file
 
+import diffleak
 from diffleak.data.cohort import two_sources
 from diffleak.data.enough import counted, counted_before, since
 from diffleak.data.sources import open_source
+from diffleak.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -37,6 +41,21 @@ def test_an_audit_counts_what_is_left_before_it_opens_the_model(tmp_path, capsys
         "needs at least 10 members and 10 held-out images; got 14 and 9, since near-duplicates count once (18 and 12 files): add more"
     )
     assert NO_MODEL in refused(capsys, "audit", NO_MODEL, "--members", members, "--nonmembers", members, "-o", tmp_path / "run")
+
+
+def test_a_sweep_an_adapter_and_a_call_from_python_count_before_a_model_is_opened_too(tmp_path, capsys):
+    members, held = folder(tmp_path / "in", smooth(14, 0), 4), folder(tmp_path / "out", smooth(9, 1), 3)
+    said = "got 14 and 9, since near-duplicates count once (18 and 12 files): add more"
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    for step in (1, 2):
+        save_file({"unet.x.lora_down.weight": torch.zeros(1, 1)}, adapters / f"kay-{step}.safetensors")
+    sides, run = ("--members", members, "--nonmembers", held), ("-o", tmp_path / "run")
+    assert said in refused(capsys, "audit", NO_MODEL, "--lora", f"{adapters}/*.safetensors", *sides, *run)
+    pictures = ("--pictures", members, "--held-out", held, "--captions", "empty")
+    assert said in refused(capsys, "lora", NO_MODEL, f"{adapters}/*.safetensors", *pictures, *run)
+    with pytest.raises(UserError, match="got 14 and 9, since near-duplicates count once"):
+        diffleak.audit(NO_MODEL, diffleak.cohort(members=members, nonmembers=held))
 
 
 def test_check_and_split_say_of_the_same_images_what_the_audit_refuses(tmp_path, capsys):

@@ -140,7 +140,8 @@ def test_latents_that_are_removed_while_they_are_lent_are_left_out(tmp_path):
 
 
 def without_models(monkeypatch, checked, finished) -> None:
-    for name, made in {"checked": checked, "read_cohort": lambda config: (), "_plan_line": lambda *given: "a plan"}.items():
+    nothing = {"read_cohort": lambda config: (), "refuse_too_few": lambda *given: None, "_plan_line": lambda *given: "a plan"}
+    for name, made in {"checked": checked, **nothing}.items():
         monkeypatch.setattr(f"diffleak.sweep.run.{name}", made)
     monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", lambda *given: None)
     monkeypatch.setattr(auditing, "run", lambda *given: finished)

@@ -163,6 +163,11 @@ class AuditConfig(ModelConfig, DataConfig):
         """How many images of either side there must be, near-duplicates counted once."""
         return FEWEST, FEWEST
 
+    @property
+    def across(self) -> bool:
+        """True where an image counts although it is a near-duplicate of one on the other side."""
+        return True
+
     def refuse_few(self, left: Sides, files: Sides) -> None:
         """Raises `UserError` where a side has too few images; left: how many count, files: how many there are."""
         if min(left) < FEWEST:

@@ -22,7 +22,7 @@ from diffleak.data.anonymity import Key, choose_key
 from diffleak.data.buckets import SMALLEST, UNSAID, Buckets, parse_buckets
 from diffleak.data.cohort import Cohort
 from diffleak.data.draw import calibrate_size
-from diffleak.data.enough import counted_before
+from diffleak.data.enough import counted, counted_before, images_of
 from diffleak.data.groups import groups_of, refuse_both_sides
 from diffleak.data.membership import check_membership
 from diffleak.data.scan import Scan, scan
@@ -265,8 +265,8 @@ def checked(
     if cohort is None:
         with doing("listing the images"):
             cohort = read_cohort(config)
-        if cohort.member.any() and not config.group and (found_before := counted_before(cohort, config.fewest, config.skip_unreadable)):
-            config.refuse_few(*found_before)
+    if shared is None:
+        refuse_too_few(config, cohort)
     target = hub.target_of(config, target, config.guidance_scale)
     if shared:
         shared.join(target)
@@ -306,8 +306,7 @@ def checked(
         )
     units = _units(found, groups, key)
     if found.cohort.member.any() and units.kind != "group":
-        images_of = lambda member: (int(member.sum()), int((~member).sum()))
-        config.refuse_few(images_of(units.member), images_of(found.cohort.member))
+        config.refuse_few(counted(found.clusters, found.cohort.member, config.across), images_of(found.cohort.member))
     if config.two_sided or not config.data:
         _check_halves(units, config)
     split = units.divided(config.calibrate_fraction, config.seed, config.calibration)
@@ -385,6 +384,17 @@ def checked(
     )
     worker = scoring.worker(config.shard, config.threads, target)
     return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
+
+
+def refuse_too_few(config: AuditConfig, cohort: Cohort) -> None:
+    """Raises `UserError` where the images are too few once near-duplicates count once: before a model is loaded, where they are not many.
+
+    A command with several models calls it itself, before the first of them, and gives `checked` what they share.
+    """
+    if cohort.member.any() and not config.group:
+        found = counted_before(cohort, config.fewest, config.skip_unreadable, config.across)
+        if found:
+            config.refuse_few(*found)
 
 
 def sweeps(attack: Attack) -> bool:

@@ -20,17 +20,21 @@ def counted(clusters: Int64[np.ndarray, " n"], member: Bool[np.ndarray, " n"], a
     return len(first) - both, len(second) - both
 
 
+def images_of(member: Bool[np.ndarray, " n"]) -> Sides:
+    """How many images, or whatever else has a side, each side has."""
+    return int(member.sum()), int((~member).sum())
+
+
 def counted_before(cohort: Cohort, fewest: Sides, skip_unreadable: bool, across: bool = True) -> tuple[Sides, Sides] | None:
     """What each side counts as, and its readable files; None where both sides have files enough, and where a file cannot be read."""
-    member = cohort.member
-    files = int(member.sum()), int((~member).sum())
+    files = images_of(cohort.member)
     if len(cohort) > MOST or all(n >= SURE * least for n, least in zip(files, fewest, strict=True)):
         return None
     looked = survey(cohort)
     if looked.unreadable and not skip_unreadable:
         return None
     member = looked.cohort.member
-    return counted(looked.duplicates.clusters, member, across), (int(member.sum()), int((~member).sum()))
+    return counted(looked.duplicates.clusters, member, across), images_of(member)
 
 
 def since(left: Sequence[int], files: Sequence[int], across: bool = True) -> str:

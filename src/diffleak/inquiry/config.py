@@ -87,9 +87,14 @@ class InquireConfig(AuditConfig):
         """How many images of either side there must be, near-duplicates counted once."""
         return FEWEST
 
+    @property
+    def across(self) -> bool:
+        """False: of near-duplicates on both sides none is tested."""
+        return False
+
     def refuse_few(self, left: Sides, files: Sides) -> None:
         """Raises `UserError` where a side has too few images for halves; left: how many count, files: how many there are."""
-        refuse_few(*left, left=since(left, files, across=False))
+        refuse_few(*left, left=since(left, files, self.across))
 
     def default_captions(self, images: Cohort) -> str:
         """Their own if every image has a caption, else the empty caption with every image."""

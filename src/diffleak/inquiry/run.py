@@ -25,7 +25,6 @@ from diffleak.auditing.warnings import about_models, about_reading
 from diffleak.data.captions import Captions
 from diffleak.data.cohort import IN_MEMORY, Cohort, sort_key
 from diffleak.data.complexity import NAMES
-from diffleak.data.enough import counted_before
 from diffleak.data.features import names as feature_names
 from diffleak.data.membership import check_membership
 from diffleak.data.sources import open_source
@@ -74,18 +73,11 @@ def prepared(
     With `log` the line of the plan is said there before the model is tried.
     Raises `UserError` for the first thing that is wrong.
     """
-    asked = cohort or inquired(config)
-    if not config.group and (found_before := counted_before(asked, config.fewest, config.skip_unreadable, across=False)):
-        config.refuse_few(*found_before)
-    found = prepare(config, target, asked, reference, made, log=log)
+    found = prepare(config, target, cohort or inquired(config), reference, made, log=log)
     _, counted, across = _to_test(found)
-    counts = int(counted.member.sum()), int((~counted.member).sum())
-    if counted.kind == "group":
+    if counted.kind == "group":  # `prepare` has counted images
         left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
-        refuse_few(*counts, GROUPS, left)
-    else:
-        member = found.scan.cohort.member
-        config.refuse_few(counts, (int(member.sum()), int((~member).sum())))
+        refuse_few(int(counted.member.sum()), int((~counted.member).sum()), GROUPS, left)
     # what an attack takes from images, it takes from both sides
     alike = replace(found.split, calibrate=np.ones_like(found.split.calibrate))
     return replace(found, split=alike, membership=_known(config, found.target, found.scan.cohort))

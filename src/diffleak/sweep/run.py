@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from diffleak.auditing import run as auditing
 from diffleak.auditing.config import AuditConfig, read_cohort
-from diffleak.auditing.plan import Prepared, checked
+from diffleak.auditing.plan import Prepared, checked, refuse_too_few
 from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_release
@@ -76,6 +76,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
         raise UserError("the anonymous runs of several checkpoints must share a key, or they cannot be compared: give --anonymous-key FILE")
     folder = checked_folder(folder)
     shared, cohort, first, runs = Shared(folder / INPUTS), read_cohort(config), None, list[Run]()
+    refuse_too_few(config, cohort)
     for number, each in enumerate(found.found, 1):
         # later checkpoints have the reference of the first one, where it is the same: the base of a model is its own
         reference = first.reference if first and (found.key == "lora" or config.reference != BASE) else None
