@@ -342,6 +342,18 @@ def test_the_command_that_tests_the_release_is_of_the_same_model_and_images_read
     assert not {word for word in words if word.startswith("--")} - {flag(key) for key in settings_of(kind)}
 
 
+@pytest.mark.parametrize(
+    ("release", "call"),
+    [("api", "diffleak.audit(...) {}, attacks='black_box', release='api'"), ("images", "diffleak.extract(...) {} looks for")],
+)
+def test_of_objects_in_memory_no_command_line_is_said_to_test_the_release(leak, release, call):
+    """`diffleak audit denoiser --members array` names nothing."""
+    made = {"command": "diffleak.audit(...) from Python, with the settings recorded in audit.json"}
+    settings = AuditConfig(members="array", nonmembers="array").model_dump(mode="json")
+    line = verdict(other(leak[0], evidence=evidence(True, release=release), settings=settings, **made)).sentences[-1]
+    assert call.format("from Python with the same model and images") in line and "array" not in line
+
+
 def test_what_the_command_leaves_unsaid_is_the_default_of_its_setting():
     assert {key: field.default for key, field in settings_of(AuditConfig).items() if key in NAMED} == NAMED
     assert {key for key in NAMED if key not in settings_of(ExtractConfig)} == {*NOT_OF_EXTRACT}

@@ -20,6 +20,7 @@ of the time where nothing leaks, so the verdict errs at most 5 % (with one divis
 and test on the same images in turn).
 """
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def verdict(record: AuditRecord) -> Verdict:
     backwards = lead.auc.high < GUESSING
     words = counted(record.split.unit)
     caught = _caught(lead, words)
-    middle = (REVERSED,) if backwards else (caught,) if finder else (_not_excluded(lead.auc, words), caught)
+    middle = (REVERSED,) if backwards else (caught,) if finder else (_not_excluded(lead.auc, words, _tries(candidates)), caught)
     found = (_picks(lead, counted(record.split.unit)), *middle, *grounds)
     if checked == "different":
         title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
@@ -210,7 +211,7 @@ def _caught(result: Result, words: Counted) -> str:
     """Members caught at 1 % false alarms; a few can be exposed where the average is not."""
     rate = result.tpr(0.01)
     if rate.value is None:
-        why = (rate.reason or "it is not in the record").removeprefix("not estimable (").removesuffix(")")
+        why = re.sub(r"^not estimable \((.*)\)$", r"\1", rate.reason or "it is not in the record")
         return f"The share of {words.members} caught at 1 % false alarms cannot be estimated ({visible(why)})."
     if rate.low is None or rate.high is None:
         return f"At 1 % false alarms it catches {percent(rate.value)} of the {words.members} (guessing catches 1 %)."
@@ -228,10 +229,17 @@ def _caught(result: Result, words: Counted) -> str:
     return text
 
 
-def _not_excluded(auc: Estimate, words: Counted) -> str:
+def _not_excluded(auc: Estimate, words: Counted, tries: int) -> str:
+    """What the interval leaves possible; it lies above 50 % where the attack is the strongest of several and that alone explains it."""
     more = "images" if words is IMAGES else "groups"
+    includes = "The interval includes 50 %, which is what guessing gives."
+    if (auc.low or 0.0) > GUESSING:
+        includes = (
+            f"The strongest of {tries} attacks has an interval above 50 %, which is what guessing gives, more often than one attack alone: "
+            "widened for that, the interval includes 50 %."
+        )
     return (
-        f"The interval includes 50 %, which is what guessing gives. With these {more} it may be that the attack picks the {words.member} "
+        f"{includes} With these {more} it may be that the attack picks the {words.member} "
         f"up to {percent(auc.high or 1.0)} of the time; more {more} make the interval narrower, and a stronger attack may find more."
     )
 
@@ -319,11 +327,14 @@ def _to_test(record: AuditRecord) -> tuple[str, ...]:
     if all(each.run for each in fit):
         return (f"To test it: give more images. From these, what {_named(fit)} finds cannot be estimated.",)
     named = next(each.attack for each in fit if not each.run)
-    return (f"To test it: {_command(record, 'audit', '--attacks', named, '--release', evidence.released)}.",)
+    return (f"To test it: {_command(record, 'audit', attacks=named, release=evidence.released)}.",)
 
 
-def _command(record: AuditRecord, command: str, *more: str) -> str:
-    """A command line on the model and the images of an audit, which leaves its results in a new folder."""
+def _command(record: AuditRecord, command: str, **more: str) -> str:
+    """A command line on the model and the images of an audit, which leaves its results in a new folder; of objects in memory, a call."""
+    if not record.command.startswith("diffleak "):
+        given = "".join(f", {key}={value!r}" for key, value in more.items())
+        return visible(f"diffleak.{command}(...) from Python with the same model and images{given}")
     settings = {key: record.settings.get(key) for key in ("model", *NAMED)}
     if command == "extract":
         # it draws images of one shape, each with its own caption
@@ -333,7 +344,8 @@ def _command(record: AuditRecord, command: str, *more: str) -> str:
     for key, unsaid in NAMED.items():
         if (value := settings[key]) not in (None, unsaid):
             given += [flag(key)] if value is True else [flag(key), str(value)]
-    return visible(shlex.join(["diffleak", command, str(settings.get("model") or "MODEL"), *given, *more, "-o", "NEW-FOLDER"]))
+    given += [part for key, value in more.items() for part in (flag(key), value)]
+    return visible(shlex.join(["diffleak", command, str(settings.get("model") or "MODEL"), *given, "-o", "NEW-FOLDER"]))
 
 
 def _other_reversed(result: Result) -> str:
