@@ -25,6 +25,7 @@ from diffleak.records.gate import Gated, GateRecord
 from diffleak.records.run_folder import read_audit
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.report.audited import Audited
+from diffleak.report.sections.audit.gates import outcome, section
 from diffleak.report.sections.audit.glance import limit
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -93,7 +94,7 @@ def test_the_page_says_of_each_kind_of_limit_when_it_is_met(reported, capsys):
     call(capsys, "gate", reported, "--max-tpr", "1")
     assert "A limit on the TPR is met if" in on_page(reported) and "A limit on the AUC" not in on_page(reported)
     call(capsys, "gate", reported, "--max-auc", "0.6")
-    assert "lies between 1 minus the limit and the limit: an attack that works with the sides exchanged counts too" in on_page(reported)
+    assert "lies between 1 minus the limit and the limit: an attack that works with its answers reversed counts too" in on_page(reported)
     assert "A limit on the TPR is met if" not in on_page(reported), "the last check"
 
 
@@ -358,6 +359,33 @@ def test_a_calibrated_attack_of_which_nothing_was_taken_out_is_checked_once():
     config = build(GateConfig, {"run": "r", "max_auc": 0.6})
     assert [each.attack for each in gates((plain, again), config)] == ["sima"]
     assert [each.attack for each in gates((plain, taken), config)] == ["sima", "sima[calibrated]"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "at_most", "reach", "said"),
+    [
+        ("max_auc", 0.6, 0.60004, "is not met (exceeded by 0.00004): AUC may reach 0.60004 (sima)"),
+        ("max_auc", 0.6, 0.6, "is met: AUC may reach 0.600 (sima)"),
+        ("max_auc", 0.5999, 0.59985, "is met: AUC may reach 0.5998 (sima)"),
+        ("max_auc", 0.6, 0.712, "is not met (exceeded by 0.112): AUC may reach 0.712 (sima)"),
+        ("max_epsilon", 8.0, 8.001, "is not met (exceeded by 0.001): epsilon is at least 8.001 (sima)"),
+        ("max_epsilon", 8.0, 1.25, "is met: epsilon is at least 1.25 (sima)"),
+    ],
+)
+def test_no_number_is_printed_on_the_other_side_of_its_limit(limit, at_most, reach, said):
+    quantity = "epsilon" if limit == "max_epsilon" else "AUC"
+    check = Gate(limit=limit, attack="sima", quantity=quantity, at_most=at_most, reach=reach, passed=reach <= at_most)
+    assert outcome([check]).startswith(said)
+
+
+def test_of_the_excess_the_limit_on_the_auc_is_said_to_ask_for_the_upper_end_alone():
+    of = lambda name: Gate(limit="max_auc", attack=name, quantity="AUC", at_most=0.6, reach=0.55, passed=True)
+    record = audit_of({"sima": 0.0}, 60)[0]
+    texts = [
+        str(section(Audited(record.model_copy(update={"gates": gates}))).blocks)
+        for gates in ((of("sima"),), (of("sima"), of("sima[excess]")), (of("sima[excess][calibrated]"),))
+    ]
+    assert ["Of the excess over a reference the upper end counts alone" in each for each in texts] == [False, True, True]
 
 
 def test_a_limit_that_is_missed_without_a_leak_is_said_to_be_no_finding():

@@ -2,7 +2,7 @@
 
 A limit is met when what cannot be excluded is at or below it, for every attack that leads:
 
-    max_auc           max(high, 1 - low) of the AUC's 95 % interval: an attack that works with its direction reversed counts
+    max_auc           max(high, 1 - low) of the AUC's 95 % interval: an attack that works with its answers reversed counts
     max_tpr           the upper end of the TPR at 1 % FPR
     max_excess_auc    the upper end of the AUC, of attacks on the excess over the reference alone: reversed, it is the reference that leaks
 
@@ -32,6 +32,7 @@ from diffleak.records.comparison import Comparison
 from diffleak.records.plan import Split
 from diffleak.records.scores import Unit
 from diffleak.records.variants import VARIANTS, masked_label, may_lead
+from diffleak.report.wording import beside
 from diffleak.stats import metrics
 from diffleak.stats.calibration import PLAIN
 from diffleak.stats.power import fewest
@@ -131,7 +132,7 @@ def _refuse(limit: Limit, at_most: float, split: Split) -> None:
     what_given = "groups" if split.unit == "group" else "images"
     number = f"at least {needed:,} {what_given} on each side" if needed else f"more than {MOST:,} {what_given} on each side"
     often = f", about {passing:,} for an attack that guesses to pass with probability {PASSING:g}" if passing else ""
-    ends = "cannot be estimated" if reach is None else f"has an interval up to {reach:.3f}"
+    ends = "cannot be estimated" if reach is None else f"has an interval up to {beside(reach, at_most)}"
     raise UserError(
         f"{flag} cannot be met with {_sides(split)} even if nothing leaks: guessing, {what}, {ends} "
         f"on so few; give {number}{often}, or set a higher limit"

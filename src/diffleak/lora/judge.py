@@ -17,7 +17,7 @@ from diffleak.gating.limits import guessing_reaches, images_needed
 from diffleak.records.audit import AuditRecord, Gate, Result
 from diffleak.records.lora import Checkpoint, Decision, Excess, Redrawn
 from diffleak.report.judgement import Verdict, verdict
-from diffleak.report.wording import count
+from diffleak.report.wording import beside, count
 
 ALPHA = 0.05
 NAMED = 5  # pictures in a sentence
@@ -77,7 +77,7 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
     if all(gate.passed for gate in found.gates):
         return "publish", f"no attack may reach more than {limit:g}"
     worst = max((gate.reach for gate in found.gates if gate.reach is not None), default=None)
-    reach = "cannot be bounded" if worst is None else f"may reach {worst:.3f}"
+    reach = "cannot be bounded" if worst is None else f"may reach {beside(worst, limit)}"
     return "undecided", f"{said}: no leak is shown, but an attack {reach}, and the limit is {limit:g}"
 
 
@@ -90,7 +90,7 @@ def too_few(limit: float, pictures: int, held_out: int, fraction: float) -> str 
     if reach is not None and reach <= limit:
         return None
     needed = images_needed("max_excess_auc", limit, pictures, held_out, fraction)
-    so_far = "cannot be bounded" if reach is None else f"may reach {reach:.3f}"
+    so_far = "cannot be bounded" if reach is None else f"may reach {beside(reach, limit)}"
     least = f"It takes at least {count(needed)} pictures on each side." if needed else "Set a higher limit."
     few = f"With {count(pictures)} pictures and {count(held_out)} held out, no checkpoint can meet the limit of {limit:g}"
     return f"{few}: even an attack that only guesses {so_far}. {least}"

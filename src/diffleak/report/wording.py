@@ -54,6 +54,11 @@ def labels_from(origin: str, names: dict[str, int] | None) -> str:
     return visible(origin) + (f" ({', '.join(f'{visible(name)} = {i}' for name, i in named[:NAMED])}{more})" if named else "")
 
 
+def beside(x: float, limit: float, kind: str = "f") -> str:
+    """A number with three decimals (kind "g": three digits), or as many as it takes to be on the same side of a limit as the number."""
+    return next((text for n in range(3, 17) if (float(text := f"{x:.{n}{kind}}") > limit) == (x > limit)), repr(x))
+
+
 def count(n: int) -> str:
     """1600 as 1,600."""
     return f"{n:,}"

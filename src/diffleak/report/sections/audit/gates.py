@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from diffleak.errors import visible
 from diffleak.records.audit import Gate
 from diffleak.records.gate import Gated
+from diffleak.records.variants import VARIANTS, masked_label
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, prose
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import beside, count, moment
 
 WITHIN = "is met if the whole 95 % interval of every attack is at or below it."
 MET = {
     "max_auc": "A limit on the AUC is met if the whole 95 % interval of every attack lies between 1 minus the limit and the limit: "
-    "an attack that works with the sides exchanged counts too.",
+    "an attack that works with its answers reversed counts too.",
     "max_tpr": f"A limit on the TPR {WITHIN}",
     "max_excess_auc": f"A limit on the AUC beyond the reference {WITHIN}",
     "max_copies": "A limit on copies is met if the whole 95 % interval of the rate is at or below it.",
     "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it. The true epsilon may still be above it.",
 }
 PROVES_NOTHING = "; the true epsilon may still be above it"
+EXCESS = " Of the excess over a reference the upper end counts alone: reversed, it is the reference that leaks."
 OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
 
 
@@ -39,6 +41,7 @@ def checked(gated: Gated | None) -> Section | None:
 def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
     met = " ".join(dict.fromkeys(MET[gate.limit] for gate in gates))
+    met += EXCESS if any(gate.limit == "max_auc" and masked_label("", VARIANTS[1]) in gate.attack for gate in gates) else ""
     by = f" Checked by diffleak gate: {moment(gated.record.created)}." if gated else ""
     passing = gated.record.last_passing if gated else None
     last = f" The last checkpoint that passes: {visible(passing)}." if passing else ""
@@ -67,8 +70,8 @@ def sentence(gate: Gate) -> str:
 
 def _reaches(gate: Gate) -> str:
     """What cannot be excluded: "AUC may reach 0.712"."""
-    said = f"is at least {gate.reach:.3g}" if gate.limit == "max_epsilon" else f"may reach {gate.reach:.3f}"
-    return f"{gate.quantity} {said}"
+    said, kind = ("is at least", "g") if gate.limit == "max_epsilon" else ("may reach", "f")
+    return f"{gate.quantity} {said} {'' if gate.reach is None else beside(gate.reach, gate.at_most, kind)}"
 
 
 def outcome(checks: Sequence[Gate]) -> str:
@@ -87,5 +90,5 @@ def outcome(checks: Sequence[Gate]) -> str:
     nearest = max(known, key=lambda each: each.reach or 0.0)
     above = f"; {count(len(known))} of {count(len(checks))} are above the limit" if len(checks) > 1 else ""
     rest = f", {count(unknown)} cannot be estimated" if unknown else ""
-    by = f"{(nearest.reach or 0.0) - nearest.at_most:.3f}"
+    by = beside((nearest.reach or 0.0) - nearest.at_most, 0.0)
     return f"is not met (exceeded by {by}): {_reaches(nearest)} ({visible(nearest.attack)}{highest}{above}{rest})"
