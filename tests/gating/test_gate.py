@@ -393,6 +393,11 @@ def test_a_limit_that_is_missed_without_a_leak_is_said_to_be_no_finding():
     missed = (Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=0.5, reach=0.55, passed=False),)
     said = [limit(Audited(record.model_copy(update={"gates": missed}))) for record in (guesses, leaks)]
     assert ["That does not mean that a leak was found" in each for each in said] == [True, False]
+    rates = tuple(each.model_copy(update={"value": 0.08, "low": 0.04, "high": 0.12}) for each in guesses.results[0].tpr_at_fpr)
+    exposed = guesses.model_copy(update={"results": (guesses.results[0].model_copy(update={"tpr_at_fpr": rates}),)})
+    few = Gate(limit="max_tpr", attack="sima", quantity="TPR at 1 % FPR", at_most=0.1, reach=0.12, passed=False)
+    of = lambda record: "That does not mean that a leak was found" in limit(Audited(record.model_copy(update={"gates": (few,)})))
+    assert of(guesses) and not of(exposed), "more than guessing: a few images may be exposed"
 
 
 def test_the_question_if_the_sides_are_swapped_is_for_an_interval_below_one_half_alone():

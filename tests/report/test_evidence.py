@@ -124,6 +124,8 @@ def test_where_images_count_together_every_page_and_table_says_what_is_counted(l
         and part in first
     )
     assert said in glance.not_tested(record)[2] and "of 4,000 images" in glance.not_tested(record)[2]
+    often = record.model_copy(update={"split": record.split.model_copy(update={"repeats": 25})})
+    assert "; in each of 25 random divisions some of them were used" in glance.tested(often) and "; some of them" in glance.tested(record)
     kept = dict(file.section(Audited(record)).blocks[0].rows)
     assert said in kept["Counted"] and "120 training and 120 held-out " in kept["Images used for settings"] and part in str(kept)
     assert said in page(record).meta and said in markdown(record)

@@ -100,8 +100,9 @@ def limit(audit: Audited) -> str:
         by.setdefault((gate.limit, gate.at_most), []).append(gate)
     said = [f"{LIMITED.get(name, name)} at most {at_most:g} {outcome(checks)}" for (name, at_most), checks in by.items()]
     outdated = [OUTDATED] if audit.gated and not audit.gated.holds else []
-    missed = any(not gate.passed and gate.limit in OF_ATTACKS for gate in audit.gates)
-    unfound = [NO_FINDING] if missed and audit.verdict.level in ("no-leak-found", "undecided") else []
+    missed = {gate.limit for gate in audit.gates if not gate.passed and gate.limit in OF_ATTACKS}
+    few_exposed = "max_tpr" in missed and any(r.leads and (r.tpr(0.01).low or 0.0) > 0.01 for r in audit.record.results)
+    unfound = [NO_FINDING] if missed and not few_exposed and audit.verdict.level in ("no-leak-found", "undecided") else []
     return ". ".join(filter(None, ("; ".join((*said, *outdated)), *unfound))).replace(" is not met", " is NOT MET") or NO_LIMIT
 
 
@@ -127,7 +128,8 @@ def tested(record: AuditRecord) -> str:
     part = ""
     if record.plan.calibration:
         sides = split.members - split.calibrate_members, split.nonmembers - split.calibrate_nonmembers
-        part = f"; some of them were used to choose settings, and all numbers are of the other {units(record, *sides)}"
+        often = f"in each of {count(split.repeats)} random divisions " if split.repeats > 1 else ""
+        part = f"; {often}some of them were used to choose settings, and all numbers are of the other {units(record, *sides)}"
     return f"{trained(record)}{of} and {held_out(record)}{part}"
 
 
