@@ -331,7 +331,7 @@ def verify(
     run: Annotated[Path, typer.Argument(help="The folder of any finished command.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a folder with its recorded SHA-256: unchanged, edited, missing or unknown. Exit 1 if one was edited."""
+    """Compare every file of a folder with its recorded SHA-256: unchanged, edited, missing or unknown. Exit 1 for edited or missing."""
     from diffleak.records import digests as api
 
     found = api.verify(run)

@@ -91,6 +91,24 @@ def test_verify_ends_with_a_sentence_and_the_hashes_that_the_report_prints(run, 
     assert "unchanged." not in call(capsys, "verify", run)[1]
 
 
+def test_a_file_that_cannot_be_read_is_listed_as_edited_and_hides_no_other(run, capsys):
+    score = next((run / "scores").iterdir())
+    score.unlink()
+    score.mkdir()
+    (run / "samples.csv").write_text("edited")
+    code, out, err = call(capsys, "verify", run)
+    assert code == 1 and f"edited    scores/{score.name}" in out.splitlines() and "edited    samples.csv" in out.splitlines(), err
+    assert json.loads(call(capsys, "verify", run, "--json")[1])["whole_sha256"] is None
+
+
+def test_digests_that_name_no_file_confirm_nothing(run, capsys):
+    made = json.loads((run / digests.FILE).read_text())
+    (run / digests.FILE).write_text(json.dumps({**made, "files": {}}))
+    _, out, err = call(capsys, "verify", run)
+    assert "names no file, so nothing was compared. Nothing was recorded of 5 more" in out and "unchanged" not in out
+    assert "audit.json" in err, "which has no digest"
+
+
 def test_verify_of_a_folder_without_an_audit_prints_no_hash(tmp_path, capsys):
     write_recorded(tmp_path, {"inquiry.json": "{}"})
     code, out, _ = call(capsys, "verify", tmp_path)

@@ -198,9 +198,12 @@ def differing(found: Iterable[Checked]) -> list[Checked]:
 
 
 def sums(folder: str | Path) -> Sealed | None:
-    """The hashes that the report of a folder prints, of its files as they are now; None for a folder without an audit."""
+    """The hashes that the report of a folder prints, of its files as they are now; None without an audit, or where one cannot be read."""
     folder = Path(folder)
-    return sealed(folder) if (folder / AUDIT).is_file() else None
+    try:
+        return sealed(folder) if (folder / AUDIT).is_file() else None
+    except UserError:
+        return None
 
 
 def closing(found: Iterable[Checked], made: Sealed | None) -> tuple[str, ...]:
@@ -212,7 +215,8 @@ def closing(found: Iterable[Checked], made: Sealed | None) -> tuple[str, ...]:
     if differing(found):
         return ()
     n, others = _recorded(found), len(found) - _recorded(found)
-    all_of = f"All {n:,} recorded files are unchanged." if n != 1 else "The one recorded file is unchanged."
+    all_of = f"All {n:,} recorded files are unchanged." if n > 1 else "The one recorded file is unchanged."
+    all_of = all_of if n else f"{FILE} names no file, so nothing was compared."
     more = f" Nothing was recorded of {others:,} more (unknown)." if others else ""
     hashes = (f"audit.json    SHA-256 {made.audit}", f"whole record  SHA-256 {made.whole} over {made.files:,} files") if made else ()
     return (all_of + more + (" Compare these two hashes with those that the report or the card prints:" if made else ""), *hashes)

@@ -76,7 +76,7 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
     )
     if audit.sealed:
         yield "audit.json", f"SHA-256 {audit.sealed.audit}"
-        yield "Whole record", f"SHA-256 {audit.sealed.whole} over {count(audit.sealed.files)} files; diffleak verify RUN compares them"
+        yield "Whole record", f"SHA-256 {audit.sealed.whole} over {count(audit.sealed.files)} files; diffleak verify RUN prints both again"
     yield "What it does not show", " ".join(glance.not_tested(record))
     yield "Signature", f"name {LINE} date {LINE} signed {LINE}"
 
