@@ -13,6 +13,8 @@ from PIL import Image
 from diffleak.auditing.run import audit
 from diffleak.records.digests import FILE, verify
 from diffleak.records.run_folder import read_audit
+from diffleak.report.audited import Audited
+from diffleak.report.sections.audit import file, glance
 
 pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 SMALL = ["--attacks", "sima", "--timesteps", "100", "--no-calibration", "--device", "cpu", "--batch-size", "8", "--threads", "1"]
@@ -109,6 +111,32 @@ def test_the_size_of_the_training_set_and_the_hash_of_the_split_are_recorded(mod
     made = audit(folder, data="digits", split=few, attacks="sima", **settings).record.evidence
     digest = subprocess.run(["sha256sum", str(few)], capture_output=True, text=True, check=True).stdout.split()[0]
     assert (made.training_images, made.training_from, made.split_digest) == (60, str(folder / "split.json"), digest)
+
+
+@pytest.mark.parametrize(
+    ("members", "names", "trained", "known"),
+    [
+        (60, "0123456789", False, 60),  # the same names on the same sides
+        (60, "abcdefghij", False, None),  # of other images: nothing shows that the model was trained on 60
+        (60, "abcdefghij", True, 60),  # training wrote it
+        (6, "0123456789", True, None),  # 12 are not of 6
+    ],
+)
+def test_a_split_that_nothing_ties_to_the_training_gives_no_number_of_training_images(
+    model_folder, digits, tmp_path, members, names, trained, known
+):
+    folder, few = Path(model_folder()), tmp_path / "few.json"
+    renamed = lambda rows: [str(i).translate(str.maketrans("0123456789", names)) for i in rows]
+    (folder / "split.json").write_text(json.dumps({"members": renamed(range(members)), "nonmembers": renamed(range(60, 100))}))
+    if trained:
+        (folder / "train.json").write_text(json.dumps({"data": "elsewhere/images"}))
+    few.write_text(json.dumps({"members": [f"{i}" for i in range(12)], "nonmembers": [f"{i}" for i in range(60, 72)]}))
+    settings = {"timesteps": "100", "calibration": False, "device": "cpu", "batch_size": 8, "threads": 1, "allow_shift": True}
+    record = audit(folder, data="digits", split=few, attacks="sima", **settings).record
+    assert record.evidence.training_images == known
+    assert ("that the model was trained on" in glance.tested(record)) == (known is not None)
+    said = dict(file.section(Audited(record)).blocks[0].rows)["Training images"]
+    assert said == (f"{known}" if known else "number not known: the split.json beside the model does not list all of these images")
 
 
 def test_an_anonymous_run_is_compared_with_its_digests_and_its_key_is_no_part_of_them(model_folder, sides, tmp_path, capsys):

@@ -26,7 +26,8 @@ from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import InquireConfig
 from diffleak.inquiry.run import prepared, refuse_invalid
-from diffleak.records.inquiry import InquiryRecord, read_inquiry
+from diffleak.records.audit import Membership
+from diffleak.records.inquiry import InquiryRecord, of_controls, read_inquiry
 from diffleak.records.scores import read_columns
 from diffleak.report import to_html
 from diffleak.report.pages.inquiry import judged, page
@@ -416,3 +417,13 @@ def test_every_number_of_an_image_has_a_name():
     changed = {name for name, a, b in zip(names(), dark, bright, strict=True) if a != b}
     assert {"brightness", "share of black", "share of white", "dark level", "brightness of part 1,1"} <= changed
     assert changed.isdisjoint({"contrast", "noise", "colour cast", "sharpness across"})
+
+
+def test_of_controls_that_the_models_split_does_not_confirm_it_is_said_which_file_does_not():
+    of = lambda file, reason: of_controls(Membership(source="c", status="taken on trust", model_split=file, reason=reason))
+    otherwise = "9 of 20 images have names that it lists on another side, and nothing says where the training images lie"
+    said = of("m/split.json", otherwise)
+    assert said == f"That the controls were not trained on is taken on trust, and m/split.json does not confirm it: {otherwise}."
+    assert of(None, "the model has no split.json to compare with").startswith(
+        "That the controls were not trained on is taken on trust: the"
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import Attack
 from diffleak.auditing.plan import Prepared
-from diffleak.data.split import read_model_split
+from diffleak.data.split import ModelSplit, read_model_split
 from diffleak.errors import WHY, refusing, shown
 from diffleak.records.evidence import Evidence, KnownAttack
 from diffleak.work.files import hash_file
@@ -17,7 +17,7 @@ from diffleak.work.reading import Unreadable
 def evidence_of(prepared: Prepared, folder: Path) -> Evidence:
     """The evidence of an audit in a run folder; raises `UserError` for a split file that is gone."""
     config, split = prepared.config, prepared.target.split_file
-    own = read_model_split(split, config.split) if split else None
+    own = _believed(read_model_split(split, config.split) if split else None, prepared)
     plan = folder / PLAN  # which is written once, when the folder is claimed, and never again
     started = datetime.fromtimestamp(plan.stat().st_mtime, UTC).isoformat(timespec="seconds") if plan.is_file() else None
     return Evidence(
@@ -26,11 +26,25 @@ def evidence_of(prepared: Prepared, folder: Path) -> Evidence:
         note=config.note,
         release=config.release,
         started=started,
-        training_images=sum(role == "member" for role in own.roles.values()) if own else None,
+        training_images=_listed(own) if own else None,
         training_from=str(split) if own else None,
         split_digest=_digest(config.split) if config.split else None,
         attacks=known(prepared.attacks, takes_text=prepared.target.text is not None),
     )
+
+
+def _believed(own: ModelSplit | None, prepared: Prepared) -> ModelSplit | None:
+    """The model's own split, unless nothing shows that it is of its training: one that training wrote, or that lists the same names.
+
+    Nor one that lists fewer members than the audit has.
+    """
+    of_training = own and (own.trained or (prepared.membership and prepared.membership.same_names))
+    return own if own and of_training and _listed(own) >= prepared.plan.n_members else None
+
+
+def _listed(own: ModelSplit) -> int:
+    """How many images a split says that the model was trained on."""
+    return sum(role == "member" for role in own.roles.values())
 
 
 def known(run: tuple[Attack, ...], takes_text: bool) -> tuple[KnownAttack, ...]:

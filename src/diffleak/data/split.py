@@ -219,6 +219,8 @@ class ModelSplit:
     """Role of every image that the file lists, by its id; "other half" is what the other teacher of a defence was trained on."""
     data: str | None
     """Data that the model was trained on: a path, or a name such as `digits`; None where no train.json says it."""
+    trained: bool
+    """True where a train.json is there: then training wrote the file, which else may be of other images."""
 
 
 def own_split(folder: Path) -> Path | None:
@@ -247,7 +249,8 @@ def read_model_split(path: Path, audited: Path | None = None) -> ModelSplit | No
         roles.update(dict.fromkeys(defence.other_half(split.members) if defence else (), "other half"))
     trained = [path.parent / "train.json", *(path.parent / name / "train.json" for name in ("teacher-1", "teacher"))]
     trained += [path.parent.parent / "teacher-1" / "train.json"] if path.parent.name in DEFENDED else []
-    return ModelSplit(path, roles, next((data for file in trained if (data := _training_data(file))), None))
+    data = next((data for file in trained if (data := _training_data(file))), None)
+    return ModelSplit(path, roles, data, any(file.is_file() for file in trained))
 
 
 def _training_data(file: Path) -> str | None:

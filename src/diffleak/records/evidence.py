@@ -44,7 +44,7 @@ class Evidence(Record):
     started: str | None = None
     """Time in UTC at which the run folder was claimed, as ISO 8601; null where that is not known."""
     training_images: int | None = None
-    """Number of images that the model was trained on, by its own split.json; null where there is none."""
+    """Number of images that the model was trained on, by its own split.json; null where none lists the audited ones."""
     training_from: str | None = None
     """Path of that split.json; null where there is none."""
     split_digest: str | None = None

@@ -333,8 +333,8 @@ def _to_test(record: AuditRecord) -> tuple[str, ...]:
 def _command(record: AuditRecord, command: str, **more: str) -> str:
     """A command line on the model and the images of an audit, which leaves its results in a new folder; of objects in memory, a call."""
     if not record.command.startswith("diffleak "):
-        given = "".join(f", {key}={value!r}" for key, value in more.items())
-        return visible(f"diffleak.{command}(...) from Python with the same model and images{given}")
+        changed = "".join(f", {key}={value!r}" for key, value in more.items())
+        return visible(f"diffleak.{command}(...) from Python with the same model and images{changed}")
     settings = {key: record.settings.get(key) for key in ("model", *NAMED)}
     if command == "extract":
         # it draws images of one shape, each with its own caption

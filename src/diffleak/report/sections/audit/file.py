@@ -51,7 +51,9 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
         yield "Limit agreed", glance.limit(audit)
     yield "Valid", glance.validity(record)
     yield from _model(record)
-    yield "Training images", glance.training_size(record) or "number not known: no split.json lies beside the model"
+    beside = record.membership and record.membership.model_split
+    unknown = "the split.json beside the model does not list all of these images" if beside else "no split.json lies beside the model"
+    yield "Training images", glance.training_size(record) or f"number not known: {unknown}"
     if record.split.unit != "image":
         once = ": images of one group count once" if record.split.unit == "group" else ""
         yield "Counted", f"{trained(record)}, {held_out(record)}{once}"
