@@ -30,6 +30,7 @@ from diffleak.errors import UserError
 from diffleak.prompts import score
 from diffleak.prompts.config import PromptsConfig
 from diffleak.prompts.score import find_memorised
+from diffleak.records.base import Estimate
 from diffleak.records.prompts import PromptsRecord
 from diffleak.report import print_page, to_html
 from diffleak.report.figures.prompts import histogram
@@ -410,6 +411,17 @@ def test_where_nothing_was_found_the_verdict_says_what_cannot_be_excluded() -> N
     assert judged.level == "no-leak-found"
     assert judged.title == "No difference between memorised and ordinary prompts was found."
     assert judged.sentences[-1].endswith("% of pairs (upper end of the 95 % interval).")
+
+
+def test_lists_that_are_told_apart_the_wrong_way_round_are_no_missing_difference() -> None:
+    record = find_memorised(planted(), [f"other {i}" for i in range(12)], PLAIN, **QUICK).record
+    of = lambda low, high: Estimate(value=(low + high) / 2, low=low, high=high)
+    one, *others = (result.model_copy(update={"auc": of(0.4, 0.6)}) for result in record.results)
+    judged = verdict(record.model_copy(update={"results": (one.model_copy(update={"auc": of(0.05, 0.2)}), *others)}))
+    assert judged.level == "undecided" and "Magnitude tells the two lists apart, but the wrong way round" in judged.title
+    assert "Check that the two lists are not exchanged" in judged.sentences[-1]
+    touching = verdict(record.model_copy(update={"results": (one.model_copy(update={"auc": of(0.3, 0.5)}), *others)}))
+    assert touching.level == "no-leak-found"
 
 
 def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:

@@ -186,9 +186,13 @@ def _backwards(candidates: Sequence[Result], lead: Result) -> Result | None:
     """The attack whose scores separate the sides against its direction: the lead, else one that stands the correction."""
     if (lead.auc.high or 1.0) < GUESSING:
         return lead
-    mirrored = lambda auc: Estimate(value=1 - auc.value, low=1 - auc.high) if auc.value is not None and auc.high is not None else Estimate()
     found = [r for r in candidates if widened_low(mirrored(r.auc), _tries(candidates)) > GUESSING]
     return min(found, key=lambda r: r.auc.value or 1.0, default=None)
+
+
+def mirrored(auc: Estimate) -> Estimate:
+    """The AUC of the same scores the other way round."""
+    return Estimate(value=1 - auc.value, low=1 - auc.high) if auc.value is not None and auc.high is not None else Estimate()
 
 
 def widened_low(auc: Estimate, tries: int) -> float:

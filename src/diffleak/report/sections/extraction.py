@@ -54,7 +54,10 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
     )
     size += f"closer to a drawing than {100 * (1 - record.false_copies):g} % of the held-out images are."
     beside = _beside(rates)
-    chance = f"If the model copied nothing, as many copies or more would be counted by chance with a probability of {rates.chance:.2g}."
+    chance = (
+        "If the model drew members no more closely than held-out images, as many copies or more would be counted by chance with a "
+        f"probability of {rates.chance:.2g}."
+    )
     if rates.chance < ALPHA:
         if not rates.copy_rate.low:
             chance += " The interval begins at 0 because few held-out images set the threshold; this probability takes that into account."

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from diffleak.errors import visible
 from diffleak.records.audit import Result
 from diffleak.records.prompts import NOISE_SUM, PromptScore, PromptsRecord, Statistic
-from diffleak.report.judgement import GUESSING, Verdict, widened_low
+from diffleak.report.judgement import GUESSING, Verdict, mirrored, widened_low
 from diffleak.report.media.html import data_uri
 from diffleak.report.section import Block, Section, Tabulated, drawn, prose
 from diffleak.report.sections import device, fingerprinted, of_model, versions
@@ -47,10 +47,16 @@ def verdict(record: PromptsRecord) -> Verdict:
     sentences, tries = tuple(_measured(result) for result in record.results), len(record.results)
     if any(widened_low(r.auc, tries) > GUESSING for r in record.results):
         return Verdict("leak", "Memorised prompts stand out from ordinary ones.", sentences)
+    if wrong := [wording(r).title for r in record.results if widened_low(mirrored(r.auc), tries) > GUESSING]:
+        title = f"Undecided: {', '.join(wrong)} {'tells' if len(wrong) == 1 else 'tell'} the two lists apart, but the wrong way round."
+        said = (
+            "Ordinary prompts score higher than memorised ones. Check that the two lists are not exchanged, and what else they differ in."
+        )
+        return Verdict("undecided", title, (*sentences, said))
     if any((r.auc.low or 0.0) > GUESSING for r in record.results):
         sentences += (f"An interval above one half is found by chance when {tries} are looked at; widened for that, none lies above it.",)
     bound = max((r.auc.high for r in record.results if r.auc.high is not None), default=1.0)
-    said = f"A memorised prompt ranks first in at most {percent(bound)} of pairs (upper end of the 95 % interval)."
+    said = f"By each of these, a memorised prompt ranks first in at most {percent(bound)} of pairs (upper end of the 95 % interval)."
     return Verdict("no-leak-found", "No difference between memorised and ordinary prompts was found.", (*sentences, said))
 
 

@@ -207,8 +207,8 @@ def _caption(found: Copies) -> str:
     if found.threshold is None:
         return text
     return (
-        f"{text} The copy rate counts generated images with a similarity above {found.threshold:.3f}. If the model copied nothing, as many "
-        f"or more would lie above {found.threshold:.3f} with a probability of {found.chance:.2g}."
+        f"{text} The copy rate counts generated images with a similarity above {found.threshold:.3f}. If generated images "
+        f"were like unseen real ones, as many or more would lie above {found.threshold:.3f} with a probability of {found.chance:.2g}."
     )
 
 
