@@ -17,7 +17,8 @@ from diffleak.auditing.evidence import known
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.lora import judge
-from diffleak.lora.run import _captions, _repeats, _warnings
+from diffleak.lora.config import LoraConfig
+from diffleak.lora.run import _captions, _repeats, _too_few, _warnings
 from diffleak.records.audit import AuditRecord, Blind, Gate, RateAtFPR
 from diffleak.records.base import Estimate
 from diffleak.records.evidence import Evidence
@@ -213,7 +214,7 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
         assert row.redrawn is None and row.header.counts["captions"] == 4
     assert "2 files hold captions" in record.answer and record.answer.endswith("strip with diffleak metadata FILE --strip OUT.")
     assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 13, "own", 0.6)
-    assert "with 12 pictures and 13 held out: " in record.answer and "With 12 pictures and 13 held out, no checkpoint" in record.answer
+    assert "with 12 pictures and 13 held out: " in record.answer and "With 12 pictures and 12 held out, since" in record.answer
     assert any("12 members and 12 held-out images are counted" in line for line in record.warnings), "what they count as is in a warning"
     html = (tmp_path / "run" / "lora.html").read_text()
     assert "Checkpoints" in html and "sks dog" not in html, "counted, not repeated"
@@ -315,3 +316,14 @@ def test_a_limit_that_no_checkpoint_can_meet_is_said_with_the_pictures_that_it_t
         assert said.startswith(f"With {pictures} pictures and {held_out} held out, no checkpoint can meet the limit of 0.6: ")
         assert said.endswith("It takes at least 80 pictures on each side.")
         assert judge.answer([checkpoint("a", "undecided")], pictures, held_out, said).endswith(said)
+
+
+def test_pictures_given_twice_count_once_where_a_limit_is_said_to_be_out_of_reach() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (162, 8, 8, 3), dtype=np.uint8)
+    config = LoraConfig(adapters="a", base="b", pictures="p", held_out="h", output="o")
+    said = lambda pictures, held_out: _too_few(config, open_source(pictures), open_source(held_out))
+    assert said(images[:81], images[81:]) is None
+    twice = np.concatenate([images[:70], images[:11]])
+    assert str(said(twice, images[81:])).startswith(
+        "With 70 pictures and 81 held out, since near-duplicates count once (81 and 81 files), no checkpoint can meet the limit of 0.6: "
+    )

@@ -81,10 +81,10 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
     return "undecided", f"{said}: no leak is shown, but an attack {reach}, and the limit is {limit:g}"
 
 
-def too_few(limit: float, pictures: int, held_out: int, fraction: float) -> str | None:
+def too_few(limit: float, pictures: int, held_out: int, fraction: float, since: str = "") -> str | None:
     """Why no checkpoint can meet a limit with so few pictures, and how many it takes; None where one can.
 
-    fraction: the share of either side that settings are chosen on.
+    fraction: the share of either side that settings are chosen on. since: why fewer count than were given, in words.
     """
     reach = guessing_reaches("max_excess_auc", pictures, held_out, fraction)
     if reach is not None and reach <= limit:
@@ -92,7 +92,7 @@ def too_few(limit: float, pictures: int, held_out: int, fraction: float) -> str 
     needed = images_needed("max_excess_auc", limit, pictures, held_out, fraction)
     so_far = "cannot be bounded" if reach is None else f"may reach {beside(reach, limit)}"
     least = f"It takes at least {count(needed)} pictures on each side." if needed else "Set a higher limit."
-    few = f"With {count(pictures)} pictures and {count(held_out)} held out, no checkpoint can meet the limit of {limit:g}"
+    few = f"With {count(pictures)} pictures and {count(held_out)} held out{since}, no checkpoint can meet the limit of {limit:g}"
     return f"{few}: even an attack that only guesses {so_far}. {least}"
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from diffleak.auditing.config import AuditConfig
 from diffleak.config import build, command_line, read_yaml
 from diffleak.data.captions import own_if_any
+from diffleak.data.cohort import two_sources
+from diffleak.data.enough import counted_before, since
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
 from diffleak.errors import UserError, shown
@@ -76,8 +78,8 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
         log(f"note: {line}")
     few, held_out = None, None
     if config.held_out:
-        held_out = len(open_source(config.held_out, config.decoding))
-        few = judge.too_few(config.max_excess_auc, len(source), held_out, AuditConfig.model_fields["calibrate_fraction"].default)
+        beside = open_source(config.held_out, config.decoding)
+        few, held_out = _too_few(config, source, beside), len(beside)
         if few:
             log(f"note: {few}")
     rows, warnings = (_audited if config.held_out else _drawn)(config, found, captions)
@@ -101,6 +103,15 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     also += [f"{AUDITS}/{SWEEP}" if config.held_out else f"{DRAWINGS}/{BASE}/{EXTRACT}"]
     write_recorded(folder, {PAGE: to_html(page(record)), FILE: record.model_dump_json(indent=2)}, also)
     return record
+
+
+def _too_few(config: LoraConfig, source: ImageSource, held_out: ImageSource) -> str | None:
+    """Why no checkpoint can meet the limit with so few pictures, as an audit counts them: near-duplicates once."""
+    given = len(source), len(held_out)
+    found = counted_before(two_sources(source, held_out), given, config.skip_unreadable)
+    left, files = found or (given, given)
+    fraction = AuditConfig.model_fields["calibrate_fraction"].default
+    return judge.too_few(config.max_excess_auc, *left, fraction, since(left, files))
 
 
 def _command(config: LoraConfig) -> str:
