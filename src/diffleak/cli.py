@@ -568,12 +568,12 @@ def _print_line(line: str) -> None:
 def _audit(settings: "AuditConfig", missing: str, as_json: bool) -> None:
     """An audit, or the geometry of images alone; `missing` is the message where no output folder is given."""
     from diffleak.auditing import run as api
-    from diffleak.auditing.warnings import about_release
+    from diffleak.auditing.warnings import about_release, about_sides
     from diffleak.work.progress import say
 
     prepared, output = api.prepare(settings, log=_planned(settings, as_json)), settings.output
     if settings.dry_run:
-        for line in (*about_release(prepared), *prepared.scan.cohort.found):
+        for line in (*about_release(prepared), *about_sides(prepared), *prepared.scan.cohort.found):
             say(line)
         return _print(prepared.summary(), as_json, "" if as_json else f"time: {prepared.estimate()}")
     if output is None:

@@ -180,7 +180,7 @@ def test_folds_and_bootstraps_draw_the_rows_of_the_file_names(monkeypatch, model
     """What draws rows by their number must be given them in one order, anonymous or not."""
     seen = []
     monkeypatch.setattr(
-        "diffleak.auditing.run.blind_auc", lambda features, member, seed, complexity: seen.append((features, member)) or BLIND
+        "diffleak.auditing.plan.blind_auc", lambda features, member, seed, complexity: seen.append((features, member)) or BLIND
     )
     for anonymous in (False, True):
         audit(model_folder(), output=tmp_path / str(anonymous), anonymous=anonymous, **given(pictures, attacks="sima"))

@@ -56,6 +56,20 @@ def test_the_command_says_the_plan_once_before_the_model_is_tried_and_then_the_t
     assert "plan: " not in err and err.startswith("time: about ")
 
 
+@pytest.mark.parametrize("more", [[], ["--anonymous"], ["--allow-shift"], ["--dry-run"]], ids=["named", "anonymous", "allowed", "dry"])
+def test_that_the_sides_differ_without_the_model_is_said_before_anything_is_scored(given, capsys, monkeypatch, tmp_path, more):
+    np.save(given["nonmembers"], np.random.default_rng(1).integers(0, 20, (12, 8, 8, 1), dtype=np.uint8))
+    score, at = scoring.score, []
+    monkeypatch.setattr(scoring, "score", lambda *given: at.append(capsys.readouterr().err) or score(*given))
+    sides = ["--members", given["members"], "--nonmembers", given["nonmembers"], "--attacks", "loss", "--timesteps", "100"]
+    code, _, err = call(capsys, "audit", given["model"], *sides, "--no-calibration", "--device", "cpu", "-o", tmp_path / "run", *more)
+    before = at[0] if at else err
+    assert code == (4 if more in ([], ["--anonymous"]) else 0) and bool(at) == (more != ["--dry-run"])
+    assert ("note: this audit will be invalid (exit 4), whatever the attacks find: Without the model, " in before) == (
+        more != ["--allow-shift"]
+    )
+
+
 @pytest.mark.parametrize("stream", ["out", "err"])
 def test_a_dry_run_says_the_plan_once_before_the_model_is_tried(given, capsys, monkeypatch, stream):
     at = []

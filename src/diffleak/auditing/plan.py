@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -36,12 +37,13 @@ from diffleak.gating.limits import refuse_unreachable
 from diffleak.generation import Drawings, drawings_of
 from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
-from diffleak.records.audit import Membership
+from diffleak.records.audit import Blind, Membership
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_plan
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
+from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.calibration import FEWEST
 from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
 from diffleak.stats.units import Units, units_of
@@ -97,6 +99,27 @@ class Prepared:
     def calibrates(self) -> bool:
         """True if there are enough held-out images to take out of the scores what the complexity of images explains."""
         return _calibrates(self.config, self.split, self.units)
+
+    @cached_property
+    def blind(self) -> Blind:
+        """What tells the sides apart without the model. Its folds draw rows by their number, so another order gives other numbers."""
+        units, seed = self.units, self.config.seed
+        found = blind_auc(units.mean(self.scan.features), units.member, seed, units.mean(self.scan.complexity))
+        if labels := self.scan.labels:
+            found = found.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), units.member, seed)})
+        return found
+
+    @cached_property
+    def by_key(self) -> "Prepared":
+        """The same audit in the order of the file names, which is that of the same audit without keyed ids."""
+        order = self.scan.cohort.by_key
+        return replace(
+            self,
+            scan=self.scan.taken(order),
+            units=self.units.taken(order),
+            inputs=replace(self.inputs, cohort=self.scan.cohort.taken(order)),
+            split=replace(self.split, calibrate=self.split.calibrate[:, order]),
+        )
 
     @property
     def drawings(self) -> tuple[Drawings, ...]:

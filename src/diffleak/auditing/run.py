@@ -30,7 +30,7 @@ from diffleak.auditing.phases import in_phases, swept
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
-from diffleak.auditing.warnings import about_equal_scores, about_memory, about_names, about_release, captions_line, warnings_of
+from diffleak.auditing.warnings import about_equal_scores, about_memory, about_names, about_release, about_sides, captions_line, warnings_of
 from diffleak.config import IN_PYTHON, build, command_line
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort, sort_key
 from diffleak.data.duplicates import clusters_of_several
@@ -51,7 +51,6 @@ from diffleak.report.judgement import with_validity
 from diffleak.report.results import rows
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.stats import evaluation
-from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.by_distortion import analyse
 from diffleak.stats.reasons import in_given_images
 from diffleak.work.files import checked_folder
@@ -303,7 +302,7 @@ def _scored(
         log(prepared.describe())
     if timed:
         log(f"time: {prepared.estimate(folder)}")
-    for line in (*about_release(prepared), *prepared.scan.cohort.found):
+    for line in (*about_release(prepared), *about_sides(prepared), *prepared.scan.cohort.found):
         log(line)
     if prepared.membership and prepared.config.known:
         log(f"membership: {prepared.membership.sentence}")
@@ -331,15 +330,8 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
     Folds and bootstraps draw rows by their number, so in another order they would be other draws, and the numbers not those of
     the same audit without keyed ids.
     """
-    cohort, scan = prepared.scan.cohort, prepared.scan
-    order = cohort.by_key
-    prepared = replace(
-        prepared,
-        scan=scan.taken(order),
-        units=prepared.units.taken(order),
-        inputs=replace(prepared.inputs, cohort=cohort.taken(order)),
-        split=replace(prepared.split, calibrate=prepared.split.calibrate[:, order]),
-    )
+    cohort = prepared.scan.cohort
+    order, prepared = cohort.by_key, prepared.by_key
     scores = tuple(tuple(variant.taken(order) for variant in group) for group in collected.scores)
     given = lambda array: None if array is None else array[order]
     collected = replace(collected, scores=scores, reconstruction=given(collected.reconstruction))
@@ -349,6 +341,7 @@ def _finish_by_key(prepared: Prepared, collected: scoring.Collected, measured: F
 
 
 def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[np.ndarray, "n 3"] | None) -> Audit:
+    blind = prepared.blind  # which `at` would compute again
     prepared = prepared.at(swept(collected))
     cohort, units, config = prepared.scan.cohort, prepared.units, prepared.config
     member, split = units.member, units.reduced(prepared.split)
@@ -358,9 +351,6 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
     every = tuple(scores for group in collected.scores for scores in group)
     by_image = [result for result in results if result.plain], [scores for scores, *_ in collected.scores]
     geometry = None if measured is None else analyse(prepared.inputs, measured, *by_image, units, split)
-    blind = blind_auc(units.mean(prepared.scan.features), member, config.seed, units.mean(prepared.scan.complexity))
-    if labels := prepared.scan.labels:
-        blind = blind.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), member, config.seed)})
     record = AuditRecord(
         created=now(),
         command=command_of(config, prepared.plan),

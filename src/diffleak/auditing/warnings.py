@@ -17,6 +17,7 @@ from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.evidence import GIVES, RELEASED
 from diffleak.records.scores import Scores
+from diffleak.report.judgement import sources
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
@@ -44,6 +45,18 @@ def about_release(prepared: Prepared) -> Iterator[str]:
     else:
         why = "none of diffleak audit works with drawn images alone" if release == "images" else "none that counts works with this model"
         yield f"{none}: {why}; diffleak extract looks for copies"
+
+
+def about_sides(prepared: Prepared) -> Iterator[str]:
+    """That the sides differ without the model: the verdict says so too, after hours of scoring."""
+    if not prepared.config.known or prepared.config.allow_shift or not prepared.attacks:
+        return
+    blind = (prepared.by_key if prepared.key else prepared).blind
+    if finding(blind) == "different":
+        yield (
+            f"note: this audit will be invalid (exit 4), whatever the attacks find: {sources(blind)} Hold out images of the same source "
+            "(`diffleak split`), or show the numbers all the same with --allow-shift"
+        )
 
 
 def about_names(prepared: Prepared, folder: Path) -> Iterator[str]:

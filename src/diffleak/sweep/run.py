@@ -14,7 +14,7 @@ from diffleak.auditing.config import AuditConfig, read_cohort
 from diffleak.auditing.plan import Prepared, checked, refuse_too_few
 from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
-from diffleak.auditing.warnings import about_release
+from diffleak.auditing.warnings import about_release, about_sides
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
 from diffleak.config import command_line
@@ -52,7 +52,7 @@ def describe(config: AuditConfig, found: Checkpoints, planned: Callable[[str], N
     first = checked(_settings(config, found, found.found[0], None))
     planned(_plan_line(found, first))
     first = first.tried(planned)
-    for line in (*about_release(first), *first.scan.cohort.found):
+    for line in (*about_release(first), *about_sides(first), *first.scan.cohort.found):
         log(line)
     return {
         "checkpoints": [{"name": each.name, "checkpoint": each.path, "step": each.step} for each in found.found],
