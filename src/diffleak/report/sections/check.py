@@ -42,7 +42,7 @@ def _seen(record: CheckRecord) -> str:
     of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
     if not parts:
         return f"With {of}, an audit detects even the largest leak with a probability below {power.probability:g}."
-    missing = "" if power.tpr_at_1pct is not None else "; no rate at 1 % false alarms can be detected"
+    missing = "" if power.tpr_at_1pct is not None else "; it detects even the largest rate at 1 % false alarms with a lower probability"
     return f"With {of}, an audit detects {' and '.join(parts)} with probability {power.probability:g}{missing}."
 
 

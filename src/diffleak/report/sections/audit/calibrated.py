@@ -66,7 +66,7 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
     auc, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.tpr_at_1pct)
     return (
         Column(("AUC", "plain"), "The attack as it is.", 4, before(auc_cell)),
-        Column(("AUC", "calibrated"), "The attack minus what the complexity of the images predicts.", 1, auc_cell),
+        Column(("AUC", "calibrated"), "The scores of the attack minus those that the complexity of the images predicts.", 1, auc_cell),
         Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, auc),
         Column(("TPR at 1 % FPR", "plain"), "Members caught at 1 % false alarms by the attack as it is.", 6, before(tpr_cell(FPR))),
         Column(("TPR at 1 % FPR", "calibrated"), "Members caught at 1 % false alarms by the calibrated attack.", 3, tpr_cell(FPR)),
