@@ -24,8 +24,10 @@ from diffleak.stats.evaluation import (
     evaluate_masked,
     evaluate_reference,
     evaluate_scores,
+    gain,
     headline,
     on_every_split,
+    on_first_split,
     over_repeats,
     samples,
     whole,
@@ -390,6 +392,7 @@ def test_a_number_that_some_split_lacks_is_null_with_a_reason_and_methods_that_d
     found = over_repeats([one, other, one])
     assert (found.value, found.low, found.high) == (1.0, None, None)
     assert (found.method, found.reason) == ("a or b", "not estimable on every split")
+    assert over_repeats([one, one.model_copy(update={"method": None})]).method == "a or none"
 
 
 def test_what_repeated_splits_cannot_estimate_stays_null_with_its_reason():
@@ -674,6 +677,23 @@ def test_what_a_mask_adds_to_success_counts_every_image_as_a_member_where_that_w
     assert (thresholds[0] is None, thresholds[1] is None) == (swapped, not swapped)
     assert result.gain.asr.value == pytest.approx(result.asr.value - base[0][0].asr.value)
     assert min(result.asr.value, base[0][0].asr.value) == 0.75
+
+
+@pytest.mark.parametrize(("side", "estimable"), [(300, True), (100, False)])
+def test_the_very_same_scores_add_nothing_but_where_a_number_cannot_be_estimated(side, estimable):
+    ids, member = cohort(side, side)
+    split = divided(ids, member, 0.2, 0)
+    test, scores = ~split.calibrate[0], shifted(ids, member, [0.5, 0.7])
+    result = on_first_split(scores, member, split)
+    found, nothing = gain((result, scores), (result, scores), member, test, 0), {"value": 0.0, "low": 0.0, "high": 0.0}
+    for each in (found.auc, found.asr, *([found.tpr_at_1pct] if estimable else [])):
+        assert each.model_dump(include={"value", "low", "high"}) == nothing and "the very same scores" in each.method
+    if not estimable:
+        assert found.tpr_at_1pct == Estimate(reason=result.tpr(0.01).reason)
+    other = result.model_copy(update={"timestep": 10 if result.timestep == 20 else 20})
+    columns = [scores.membership[test, k] for k in ((0, 1) if other.timestep == 10 else (1, 0))]
+    added = gain((other, scores), (result, scores), member, test, 0).auc.value
+    assert added == pytest.approx(auc_of(columns[0], member[test]) - auc_of(columns[1], member[test])) and added != 0
 
 
 def test_what_a_mask_adds_is_measured_on_the_test_part():

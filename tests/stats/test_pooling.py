@@ -51,7 +51,11 @@ def test_what_a_run_lacks_the_mean_lacks_with_the_reason():
     assert found.mean.value is None and found.spread is None and "1 of 2 runs: needs >= 100" in found.mean.reason
     bare = pooled([*estimates([0.6], 0.02), Estimate(value=0.8, reason="none")])
     assert bare.mean.value == pytest.approx(0.7) and bare.mean.low is None and "1 of 2 runs have no interval" in bare.mean.reason
-    assert difference(found.mean, bare.mean).value is None and difference(bare.mean, bare.mean).low is None
+    (known,) = estimates([0.5], 0.02)
+    for pair in ((found.mean, known), (known, found.mean), (found.mean, bare.mean)):
+        assert difference(*pair) == Estimate(reason=found.mean.reason)
+    for pair, value in (((bare.mean, known), 0.2), ((known, bare.mean), -0.2)):
+        assert difference(*pair).model_dump(exclude_none=True) == {"value": pytest.approx(value), "reason": bare.mean.reason}
     with pytest.raises(UserError, match="at least 2 runs; got 1"):
         pooled(estimates([0.6], 0.02))
 

@@ -82,6 +82,18 @@ def test_the_power_of_a_rate_on_few_images_is_that_of_the_order_statistic_and_of
     rank = max(r for r in range(1, n) if binom.sf(r - 1, n, 0.01) >= 1 - tail)  # of the held-out score that is surely above the quantile
     needed = next(hits for hits in range(1, m) if beta.ppf(tail, hits, m - hits + 1) > 0.01)
     memorised = (tpr - 0.01) / 0.99
-    u = beta(rank, n - rank + 1).ppf((np.arange(20_000) + 0.5) / 20_000)
+    for quantiles, near in ((20_000, 1e-3), (power.QUANTILES, 1e-9)):
+        u = beta(rank, n - rank + 1).ppf((np.arange(quantiles) + 0.5) / quantiles)
+        expected = binom.sf(needed - 1, m, memorised + (1 - memorised) * u).mean()
+        assert power.tpr_power(tpr, m, n) == pytest.approx(expected, abs=near) and 0.2 < expected < 0.999
+
+
+@pytest.mark.parametrize(("m", "n"), [(700, 1000), (800, 1400), (300, 1999)])
+def test_the_power_of_a_rate_on_many_images_is_that_of_the_threshold_and_the_quantile_of_its_bootstrap(m, n):
+    tpr, rank = 0.04, n // 100 + 1  # of the held-out score at which one in a hundred lies above
+    u = beta(rank, n - rank + 1).ppf((np.arange(power.QUANTILES) + 0.5) / power.QUANTILES)
+    not_above = [binom.cdf(m // 100, m, np.clip(hits / m + u - u.mean(), 0, 1)).mean() for hits in range(m)]
+    needed = next(hits for hits in range(1, m) if not_above[hits] < 0.025)
+    memorised = (tpr - 0.01) / 0.99
     expected = binom.sf(needed - 1, m, memorised + (1 - memorised) * u).mean()
-    assert power.tpr_power(tpr, m, n) == pytest.approx(expected, abs=1e-3) and 0.2 < expected < 0.999
+    assert power.tpr_power(tpr, m, n) == pytest.approx(expected, abs=1e-9) and 0.2 < expected < 0.999
