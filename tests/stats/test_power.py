@@ -54,6 +54,10 @@ def test_power_rises_with_the_images_and_the_images_needed_are_the_fewest_that_h
     for auc in (0.55, 0.7):
         needed = power.images_for_auc(auc)
         assert power.auc_power(auc, needed, needed) >= power.POWER > power.auc_power(auc, needed - 1, needed - 1)
+    for m, n in ((500, 450), (1000, 1000)):
+        auc, tpr = power.detectable_auc(m, n), power.detectable_tpr(m, n)  # to a step of the grid
+        assert power.auc_power(auc, m, n) >= power.POWER > power.auc_power(auc - 0.5 / power.GRID - 1e-9, m, n)
+        assert power.tpr_power(tpr, m, n) >= power.POWER > power.tpr_power(tpr * 0.01 ** (1 / power.GRID) - 1e-9, m, n)
     assert power.images_for_tpr(0.02) > power.images_for_tpr(0.05) > 435
 
 

@@ -168,6 +168,11 @@ def test_a_cluster_on_both_sides_is_a_unit_on_each_and_units_are_drawn_by_their_
     assert units.names == ("i0000", "i0001", "i0002", "i0003") and units.keys == ("k0000", "k0001", "k0002", "k0003")
     assert units.sizes().tolist() == [1, 2, 1, 2]
     assert units.most_often(np.array([4, 2, 1, 3, 0, 3])).tolist() == [4, 0, 1, 3]
+    table = Samples(names(6), member, np.ones(6, dtype=bool), {"a": np.arange(6.0)})
+    said = units.named(table)
+    assert (said.units, said.unit) == (("i0000", "i0001", "i0002", "i0003", "i0001", "i0003"), "cluster")
+    assert said.counted.ids == units.names and said.counted.scores["a"].tolist() == [0.0, 2.5, 2.0, 4.0]
+    assert alone(6, member).named(table) is table
 
 
 def test_images_in_any_order_make_the_same_units_in_the_same_parts():
