@@ -96,27 +96,28 @@ def test_a_group_never_straddles_the_halves_nor_what_near_duplicates_chain_to_it
         assert any({"0", "39"} <= set(half) for half in (first, second)), "the last person has a picture of the first one"
 
 
-def test_defend_draws_halves_by_group_from_the_data_and_refuses_a_column_that_is_not_there(tmp_path):
+@pytest.mark.parametrize("column", ["person", "the person"])
+def test_defend_draws_halves_by_group_from_the_data_and_refuses_a_column_that_is_not_there(tmp_path, column):
     folder = tmp_path / "people"
     folder.mkdir()
     for i in range(16):
         Image.fromarray(IMAGES[i]).save(folder / f"{i:02d}.png")
-    rows = [json.dumps({"file_name": f"{i:02d}.png", "person": i // 4}) for i in range(16)]
+    rows = [json.dumps({"file_name": f"{i:02d}.png", column: i // 4}) for i in range(16)]
     (folder / "metadata.jsonl").write_text("\n".join(rows))
-    config = settings("dual", folder, tmp_path / "out", group="person", train_size=None)
+    config = settings("dual", folder, tmp_path / "out", group=column, train_size=None)
     first, second = halves_of(config)
     assert sorted(first + second) == [f"{i:02d}.png" for i in range(16)]
     assert not {int(i[:2]) // 4 for i in first} & {int(i[:2]) // 4 for i in second}
-    with pytest.raises(UserError, match=r"no column persom: it has .*; is person meant"):
-        halves_of(settings("dual", folder, tmp_path / "other", group="persom", train_size=None))
+    with pytest.raises(UserError, match=f"no column {column[:-1]}m: it has .*; is {column} meant"):
+        halves_of(settings("dual", folder, tmp_path / "other", group=f"{column[:-1]}m", train_size=None))
     with pytest.raises(UserError, match=r"members and held-out images \(first: ") as refused:
-        halves_of(settings("dual", folder, tmp_path / "other", group="person", train_size=13))
+        halves_of(settings("dual", folder, tmp_path / "other", group=column, train_size=13))
     (line,) = re.findall(r"`diffleak (split .*?)`", str(refused.value))
     given = typer.main.get_command(cli.app).commands["split"].make_context("split", shlex.split(line)[1:]).params
     kept = {key: value for key, value in given.items() if key in ("data", "held_out", "group", "output")}
-    assert build(SplitConfig, kept).group == "person", "a command that `split` takes"
+    assert build(SplitConfig, kept).group == column, "a command that `split` takes"
     with pytest.raises(UserError, match="--group draws the halves, and --teachers were trained on theirs"):
-        settings("dual", folder, tmp_path / "other", group="person", teachers="a,b")
+        settings("dual", folder, tmp_path / "other", group=column, teachers="a,b")
 
 
 def test_exact_duplicates_are_found_without_a_radius():

@@ -217,8 +217,8 @@ def _coins_of_groups(audited: AuditRecord, samples: Samples, draw: Draw, folder:
         raise UserError(
             f"a bound for groups needs one coin for each; of {folder} {len(several):,} of {len(thrown):,} groups by "
             f"{shown(str(audited.plan.group))} have images with several coins (first: {shown(counted.ids[several[0]])}): draw the sides "
-            f"with `diffleak split DATA --coin --group {shown(str(audited.plan.group))} -o split.json`, train and audit again, or audit "
-            "without --group"
+            f"with `diffleak split DATA --coin --group {shlex.quote(shown(str(audited.plan.group)))} -o split.json`, train and audit "
+            "again, or audit without --group"
         )
     alone, shared = np.ones(len(thrown), dtype=bool), np.zeros(len(thrown), dtype=bool)
     for unit in draw.together:

@@ -13,6 +13,7 @@ either run counts together are together here; a cluster with images in both halv
 those of one person, so does this, and each group must stand in one half: a person of both has trained both teachers. No torch here.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -72,7 +73,7 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
     if (column := first.record.plan.group) is not None and across:
         raise UserError(
             f"the swap audit needs each group in one half; {across} of the groups by {shown(column)} have images in both: draw the halves "
-            f"with diffleak defend --group {shown(column)}, or audit the teachers without --group"
+            f"with diffleak defend --group {shlex.quote(shown(column))}, or audit the teachers without --group"
         )
     own = (Sides(shared[0], _held_out(first)), Sides(shared[1], _held_out(second)))
     measured = {attack: _measured(attack, (first, second), swapped, own) for attack in attacks}

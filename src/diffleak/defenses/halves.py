@@ -4,6 +4,7 @@ A pair that straddled the halves would be a member of both teachers under two na
 which images are near-duplicates.
 """
 
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,8 +71,8 @@ def _groups(config: DefendConfig, members: Sequence[str], held_out: Sequence[str
     if both := sorted({of[i] for i in members} & {of[i] for i in held_out}):
         raise UserError(
             f"a group must stand on one side; {len(both):,} of the groups by {shown(config.group)} have members and held-out images "
-            f"(first: {shown(both[0])}): draw the sides with `diffleak split DATA --held-out 0.2 --group {shown(config.group)} "
-            "-o split.json`, and give --split split.json"
+            f"(first: {shown(both[0])}): draw the sides with `diffleak split DATA --held-out 0.2 "
+            f"--group {shlex.quote(shown(config.group))} -o split.json`, and give --split split.json"
         )
     return np.unique([of[i] for i in members], return_inverse=True)[1]
 
