@@ -71,3 +71,10 @@ def test_paragraphs_begin_with_a_capital_and_headings_stand_alone(page: str) -> 
     paragraphs = [part for part in re.split(r"\n\s*\n|^```$", plain, flags=re.M) if part.strip()]
     assert [part[:60] for part in paragraphs if re.match(r"\s*(?!diffleak )[a-z]", part)] == []
     assert re.findall(r"[^\n]\n#{2,3} .*", plain) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_paragraph_of_a_page_runs_on_from_a_list(page: str) -> None:
+    """A line with one space before it, under a bullet, becomes part of the bullet; what belongs to it has two."""
+    prose = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S)
+    assert re.findall(r"^ \S.*", prose, flags=re.M) == []

@@ -138,7 +138,7 @@ def test_a_class_without_code_on_disk_does_not_resume(images: diffleak.Cohort, t
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("yield subject.x0[0]", "Wrong.residuals must yield a floating-point field for each of the 2 images; it yielded (1, 8, 8)"),
+        ("yield subject.x0[0]", "must yield a floating-point tensor with a row for each of the 2 images; it yielded (1, 8, 8)"),
         ("yield None", "it yielded a NoneType"),
         ("yield subject.eps(subject.x0, 50)", "Wrong.residuals must yield 1 for each of the 2 timesteps; it yielded 1"),
         (
@@ -301,7 +301,7 @@ def test_whole_and_numpy_numbers_are_the_attack_that_a_command_line_means() -> N
         ("direction = 'big'", "direction must be small or large"),
         ("rule = 'foo'", "unknown rule of Wrong 'foo'"),
         ("k: int = 3", r"k is no parameter; write @dataclass\(frozen=True, kw_only=True\)"),
-        ("residuals = lambda self, subject: None", "residuals must yield fields; it returned a NoneType"),
+        ("residuals = lambda self, subject: None", "residuals must yield tensors; it returned a NoneType"),
     ],
 )
 def test_an_unfinished_class_is_refused(body: str, said: str, images: diffleak.Cohort) -> None:

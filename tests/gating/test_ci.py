@@ -62,6 +62,8 @@ def test_the_page_says_what_each_limit_reads(flag):
         ("audit.md", r"0\.03 takes about ([\d,]+) images", "max_tpr", 0.03, False),
         ("audit.md", r"0\.6 takes at least ([\d,]+) images", "max_auc", 0.6, False),
         ("audit.md", r"with about ([\d,]+) on each side, one attack that finds nothing passes", "max_auc", 0.6, True),
+        ("../README.md", r"from ([\d,]+) images on each side", "max_auc", 0.6, False),
+        ("../README.md", r"[Ww]ith about ([\d,]+), a model that leaks nothing passes", "max_auc", 0.6, True),
         ("before.md", r"with about ([\d,]+), one attack that finds nothing meets it", "max_auc", 0.6, True),
         ("fine-tunes.md", r"[Ww]ith about ([\d,]+), one attack that finds nothing stays", "max_excess_auc", 0.6, True),
         ("recipes/lora.md", r"[Ww]ith about ([\d,]+), one attack that finds nothing stays", "max_excess_auc", 0.6, True),

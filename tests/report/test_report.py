@@ -88,9 +88,14 @@ def test_sides_that_differ_without_the_model_make_the_audit_invalid_before_anyth
 
 
 def test_a_blind_interval_between_one_half_and_the_limit_is_a_caution_not_an_invalid_audit(leak):
-    judged = verdict(leak[0].model_copy(update={"blind": Blind(value=0.56, low=0.53, high=0.59)}))
+    record = leak[0].model_copy(update={"blind": Blind(value=0.56, low=0.53, high=0.59)})
+    judged = verdict(record)
     assert judged.level == "leak"
     assert "may come from the images and not from the model" in judged.sentences[-1]
+    said = "with a reservation: part of what the attacks find may come from a difference between the two sides, and not from the model"
+    assert said in markdown(record)
+    page = Path(__file__).parents[2] / "docs" / "report.md"
+    assert said.replace(":", "*:") in page.read_text(encoding="utf-8"), "the page quotes it"
 
 
 def test_a_blind_check_that_was_not_possible_is_said_with_its_reason_and_leaves_the_verdict_undecided(leak):

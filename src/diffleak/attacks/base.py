@@ -1,7 +1,7 @@
 """What an attack is, and the one reduction that most attacks share.
 
 An attack turns a `Subject`, one batch of images as the attacker sees it, into statistics of shape (timesteps, batch). It sees no
-labels, files or codecs. A `ResidualAttack` only says which fields it looks at; their masked p-norms are taken here, in float64.
+labels, files or codecs. A `ResidualAttack` only says which residuals it looks at; their masked p-norms are taken here, in float64.
 
 An attack of one's own is a subclass: with parameters of its own a frozen dataclass, without any a plain class. Its name is that of the
 class; how often it asks the model is `queries`, which is counted and compared.
@@ -186,7 +186,7 @@ class Attack(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualAttack(Attack):
-    """An attack whose statistic is sum of mask * |r|**p over a residual field r; small means member.
+    """An attack whose statistic is sum of mask * |r|**p over a residual r; small means member.
 
     Formula: `sum of mask * |r|**p`.
 
@@ -204,7 +204,7 @@ class ResidualAttack(Attack):
 
     @abstractmethod
     def residuals(self, subject: Subject) -> Iterator[Float[Tensor, "b *s"]]:
-        """The fields in order: `replicates` of them for each timestep, timesteps in the order of the attack."""
+        """The residuals in order: `replicates` of them for each timestep, timesteps in the order of the attack."""
 
     @property
     def takes_masks(self) -> bool:
@@ -212,12 +212,12 @@ class ResidualAttack(Attack):
 
     @property
     def replicates(self) -> int:
-        """How many fields are yielded per timestep; their norms are averaged."""
+        """How many residuals are yielded per timestep; their norms are averaged."""
         return 1
 
     @property
     def queries(self) -> int:
-        """One forward for each field, unless a subclass says otherwise."""
+        """One forward for each residual, unless a subclass says otherwise."""
         return len(self.timesteps) * self.replicates
 
     @final
@@ -229,7 +229,7 @@ class ResidualAttack(Attack):
         self._refuse_masks(*masks)
         residuals: Any = self.residuals(subject)
         if not isinstance(residuals, Iterable):
-            raise UserError(f"{self.name}.residuals must yield fields; it returned a {type(residuals).__name__}")
+            raise UserError(f"{self.name}.residuals must yield tensors; it returned a {type(residuals).__name__}")
         norms = [p_norms(self._checked(r, subject), self.p, masks) for r in residuals]
         if len(norms) != len(self.timesteps) * self.replicates:
             wanted = f"{self.replicates} for each of the {len(self.timesteps)} timesteps"
@@ -240,12 +240,13 @@ class ResidualAttack(Attack):
         if isinstance(residual, Tensor) and residual.is_floating_point() and residual.ndim > 1 and len(residual) == len(subject):
             return residual
         got = f"{tuple(residual.shape)} {residual.dtype}" if isinstance(residual, Tensor) else f"a {type(residual).__name__}"
-        raise UserError(f"{self.name}.residuals must yield a floating-point field for each of the {len(subject)} images; it yielded {got}")
+        wanted = f"a floating-point tensor with a row for each of the {len(subject)} images"
+        raise UserError(f"{self.name}.residuals must yield {wanted}; it yielded {got}")
 
 
-def p_norms(field: Float[Tensor, "b *s"], p: float, masks: Masks) -> Float64[Tensor, "m b"]:
-    """sum of mask * |field|**p for each mask and image, in float64; un-rooted."""
-    powers = float64(field).abs().pow(p)
+def p_norms(residual: Float[Tensor, "b *s"], p: float, masks: Masks) -> Float64[Tensor, "m b"]:
+    """sum of mask * |residual|**p for each mask and image, in float64; un-rooted."""
+    powers = float64(residual).abs().pow(p)
     return torch.stack([(powers if mask is None else powers * mask.to(powers)).flatten(start_dim=1).sum(dim=1) for mask in masks])
 
 

@@ -117,7 +117,8 @@ def validity(record: AuditRecord) -> str:
     return {
         "different": "doubtful: the two sides differ without the model, which --allow-shift accepted",
         "unchecked": "not known: it was not checked whether the two sides come from one source",
-        "perhaps": "yes, with a reservation: a part of the numbers may be a difference of the images themselves",
+        "perhaps": "yes, with a reservation: part of what the attacks find may come from a difference between the two sides, and not from "
+        "the model",
     }.get(found, f"yes{few}: a check that never sees the model finds no difference between the two sides")
 
 
