@@ -54,7 +54,8 @@ class Attack(ABC):
     score of.
     `needs_text`: `cond` must be `Prompts`. `needs_reference`: the subject must have a `reference`. `in_all`: `--attacks all` means it too.
     `effort`: how long a query takes, in forwards. `logarithmic`: the statistics are logarithms already. `unlabelled`: the parameter
-    that nobody chooses, since it is found when the attack is opened or prepared; it is recorded, and no part of the label.
+    that nobody chooses, since it is found when the attack is opened or prepared; it is recorded, and no part of the label. An attack that
+    sweeps has one for each timestep.
 
     Args:
         timesteps: A sweep, from which the calibrate part picks one.

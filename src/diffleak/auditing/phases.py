@@ -9,12 +9,13 @@ again. Noise is keyed by image and draw, so a statistic at a chosen timestep is 
 settles one score of all its columns, and one from outside of this package are scored whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from diffleak.attacks.base import Attack
 from diffleak.auditing import score as scoring
 from diffleak.auditing.evaluating import beside_best, chosen_of
 from diffleak.auditing.plan import Prepared
@@ -51,7 +52,7 @@ def _calibrated(prepared: Prepared, folder: Folder, log: Callable[[str], None]) 
     if not between:
         return found
     more = _of_everybody(prepared.refining(between), prepared, folder, log)
-    return None if more is None else _interleaved(found, more, between)
+    return None if more is None else _interleaved(prepared.attacks, found, more, between)
 
 
 def _of_everybody(job: scoring.Job, prepared: Prepared, folder: Folder, log: Callable[[str], None]) -> scoring.Collected | None:
@@ -73,15 +74,19 @@ def _collected(job: scoring.Job, prepared: Prepared, folder: Folder, log: Callab
     return None if missing else scoring.collect(job, folder.path)
 
 
-def _interleaved(coarse: scoring.Collected, more: scoring.Collected, between: dict[str, tuple[int, ...]]) -> scoring.Collected:
-    """The scores of two jobs of the same images as those at the timesteps of both."""
+def _interleaved(
+    attacks: Sequence[Attack], coarse: scoring.Collected, more: scoring.Collected, between: dict[str, tuple[int, ...]]
+) -> scoring.Collected:
+    """The scores of two jobs of the same images as those at the timesteps of both, with what an attack settled for each of them."""
     added = dict(zip(between, zip(more.scores, more.parameters, strict=True), strict=True))
     scores, parameters = [], []
-    for group, settled in zip(coarse.scores, coarse.parameters, strict=True):
-        others, other = added.get(group[0].attack, ((), settled))
+    for attack, group, settled in zip(attacks, coarse.scores, coarse.parameters, strict=True):
+        others, other = added.get(attack.label, ((), settled))
         scores.append(tuple(_in_order(*pair) for pair in zip(group, others, strict=True)) if others else group)
-        timesteps = [*group[0].timesteps, *(others[0].timesteps if others else ())]
-        parameters.append({name: _sorted(value, other[name], timesteps) for name, value in settled.items()} if others else settled)
+        if others and (name := attack.unlabelled) in settled:
+            values, timesteps = [*settled[name], *other[name]], [*group[0].timesteps, *others[0].timesteps]
+            settled = {**settled, name: [values[i] for i in np.argsort(timesteps)]}
+        parameters.append(settled)
     return _summed(coarse, more, tuple(scores), tuple(parameters), reconstruction=coarse.reconstruction, between_timesteps=between)
 
 
@@ -89,14 +94,6 @@ def _in_order(one: Scores, other: Scores) -> Scores:
     timesteps, statistic = (*one.timesteps, *other.timesteps), np.concatenate([one.statistic, other.statistic], axis=1)
     order = np.argsort(timesteps)
     return replace(one, timesteps=tuple(timesteps[i] for i in order), statistic=statistic[:, order])
-
-
-def _sorted(one: Any, other: Any, timesteps: list[int]) -> Any:
-    """A parameter of both jobs: where each settled a number for each of its timesteps, those of all."""
-    if not isinstance(one, tuple | list) or one == other:
-        return one
-    values = [*one, *other]
-    return type(one)(values[i] for i in np.argsort(timesteps))
 
 
 def _joined(
