@@ -70,7 +70,7 @@ class AuditConfig(ModelConfig, DataConfig):
     sweep: Sweep = Field(
         "calibrate",
         description="calibrate (default): with 200 images or more on each side, score the test part at the chosen timesteps only. coarse: "
-        "also score the calibrate part at every second timestep, then beside the best. all: score every image at every timestep.",
+        "the same, but the calibrate part at every second timestep, then beside the best. all: score every image at every timestep.",
     )
     mask: tuple[str, ...] = Field(
         (),
@@ -236,7 +236,7 @@ class GeometryConfig(AuditConfig):
         description="Masks to run the attacks under.",
     )
     complexity: bool = False
-    sweep: Sweep = "all"  # its curves are of the test part
+    sweep: Literal["all"] = "all"  # its curves are of the test part
     top: int = Field(20, ge=1, description="Number of singular values that make up the distortion ({default}).")
 
     @model_validator(mode="before")
