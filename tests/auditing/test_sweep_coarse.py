@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures.commands import call
@@ -15,13 +15,14 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.spec import parse
 from diffleak.auditing import phases
 from diffleak.auditing import score as scoring
-from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.run import Audit
 from diffleak.auditing.score import Worker
 from diffleak.config import build
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
+from diffleak.errors import UserError
 from diffleak.records.scores import chunk_files
 from diffleak.stats.choosing import column_aucs
 from diffleak.work import shares
@@ -114,10 +115,10 @@ def test_what_an_attack_settles_for_each_timestep_stays_beside_it(coarse, everyt
     assert list(made) == [whole[every.index(t)] for t in some] and len(set(made)) == len(made) < len(whole)
 
 
-def prepared(**settings) -> Prepared:
+def prepared(limit: int | None = None, **settings) -> Prepared:
     """The audit of `coarse` with these settings, checked."""
     given = {**GIVEN, "members": "in memory", "nonmembers": "in memory", "sweep": "coarse", **settings}
-    cohort = diffleak.cohort(members=MEMBERS, nonmembers=HELD_OUT, seed=GIVEN["seed"])
+    cohort = diffleak.cohort(members=MEMBERS, nonmembers=HELD_OUT, seed=GIVEN["seed"], limit=limit)
     return prepare(build(AuditConfig, {"model": "denoiser", **given, **cohort.given}), blurred(), cohort)
 
 
@@ -157,6 +158,7 @@ def test_an_interrupted_audit_resumes_to_the_same_bytes(coarse, ready, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         scored(ready, tmp_path)
     monkeypatch.setattr(scoring, "write_chunk", real)
+    assert " left, about " in ready.estimate(tmp_path), "what is done is counted as it was planned, and what is chosen may be fewer"
     assert (tmp_path / "chosen.json").exists() == (after >= AT_FIRST + BESIDE) and len(chunk_files(tmp_path)) == after
     same(coarse, tmp_path, scored(ready, tmp_path))
 
@@ -183,15 +185,59 @@ def test_a_saved_audit_is_the_folder_that_an_audit_would_have_left(coarse, tmp_p
     made.save(tmp_path / "saved")
     assert (folder / "chosen.json").read_bytes() == (tmp_path / "saved" / "chosen.json").read_bytes()
     for left, right in zip(chunk_files(folder), chunk_files(tmp_path / "saved"), strict=True):
-        assert left.name == right.name and pd.read_parquet(left).equals(pd.read_parquet(right))
+        assert left.name == right.name and pq.read_table(left).equals(pq.read_table(right), check_metadata=True), (
+            "and says the same of itself"
+        )
     made.save(tmp_path / "saved")  # the same scores are there
 
 
-def test_a_short_sweep_is_scored_whole(tmp_path) -> None:
+def test_a_saved_audit_resumes_with_what_each_attack_settled_for_each_timestep(coarse, tmp_path) -> None:
+    made, _ = coarse
+    made.save(tmp_path)
+    again = audit("coarse", tmp_path)
+    assert [result.parameters for result in again.results] == [result.parameters for result in made.results]
+
+
+def test_a_sweep_for_which_it_saves_nothing_is_that_of_calibrate_first_and_nothing_says_otherwise(capsys) -> None:
     few = audit("coarse", timesteps="50:250:50", attacks="loss")
-    assert few.record.costs.between_timesteps is None and few.scores[0].timesteps == (50, 100, 150, 200, 250)
+    assert few.record.plan.sweep == few.record.costs.sweep == "calibrate" and few.record.costs.between_timesteps is None
+    assert few.scores[0].timesteps == (50, 100, 150, 200, 250)
+    said = "note: --sweep coarse has no effect here: it would make no fewer forwards, so the calibrate part is scored at every timestep"
+    assert said in capsys.readouterr().err
     longer = audit("coarse", timesteps="50:300:50", attacks="loss")
-    assert longer.record.costs.between_timesteps is not None and 3 < len(longer.scores[0].timesteps) < 6
+    assert longer.record.plan.sweep == "coarse" and 3 < len(longer.scores[0].timesteps) < 6
+    assert "has no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"limit": 100}, "with fewer than 200 images on a side every image is scored at every timestep"),
+        ({"calibration": False, "timesteps": "100"}, "without a calibrate part every image is scored at one timestep"),
+        ({"timesteps": "100"}, "no attack can be scored at a part of its timesteps, so every image is scored at all of them"),
+    ],
+)
+def test_where_every_image_is_scored_alike_a_note_says_why(settings, why, capsys) -> None:
+    assert prepared(attacks="loss", **settings).plan.sweep == "all"
+    assert f"note: --sweep coarse has no effect here: {why}" in capsys.readouterr().err
+    prepared(attacks="loss", sweep="calibrate", **settings)
+    assert "note: --sweep" not in capsys.readouterr().err, "calibrate is the default, so nobody may have asked for it"
+
+
+def test_the_report_says_which_attack_was_scored_at_every_timestep(coarse) -> None:
+    _, folder = coarse
+    assert "at every second timestep, and beside the best ones (at every one: secmi);" in (folder / "report.html").read_text()
+
+
+def test_the_plan_for_programs_counts_the_forwards_of_an_image_that_has_the_most(ready) -> None:
+    first, between, _ = ready.jobs()
+    assert ready.summary()["queries_per_image"] == first.queries_per_image + between.queries_per_image < ready.job.queries_per_image
+
+
+@pytest.mark.parametrize("sweep", ["calibrate", "coarse"])
+def test_geometry_refuses_it_since_its_curves_are_of_the_test_part(sweep) -> None:
+    with pytest.raises(UserError, match="sweep"):
+        build(GeometryConfig, {"model": "m", "members": "a", "nonmembers": "b", "output": "o", "sweep": sweep})
 
 
 def test_the_plan_says_what_is_scored_and_another_sweep_is_another_plan(tmp_path, model_folder, capsys) -> None:

@@ -36,7 +36,7 @@ from diffleak.records.sweep import SweepRecord
 from diffleak.report import to_html
 from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
-from diffleak.sweep.run import INPUTS, _refuse_other_plan, gate, summary, sweep
+from diffleak.sweep.run import INPUTS, _plan_line, _refuse_other_plan, gate, summary, sweep
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -207,6 +207,14 @@ def test_a_sweep_says_its_plan_before_the_first_model_is_tried(trained, tmp_path
     assert call(capsys, *arguments, *more)[0] == 2
     (said,) = at
     assert said.count("sweep: 2 checkpoints") == 1 and said.count("plan: 12 members and 12 held-out images") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("all", ", 48 denoiser"), ("calibrate", ", about 48 denoiser"), ("coarse", ", about 48 denoiser")]
+)
+def test_the_line_of_a_sweep_says_about_where_what_is_chosen_decides_how_many(kind, said):
+    found = Checkpoints("lora", "", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2)))
+    assert said in _plan_line(found, MagicMock(spec=Prepared, queries=24, plan=MagicMock(spec=Plan, sweep=kind)))
 
 
 def found_in(tmp_path: Path, *names: str, **given) -> Checkpoints | None:

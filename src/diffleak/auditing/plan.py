@@ -41,6 +41,7 @@ from diffleak.records.audit import Blind, Membership
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_plan
+from diffleak.records.variants import Sweep
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
 from diffleak.stats.blind import blind_auc, labels_p_value
@@ -75,8 +76,9 @@ class Prepared:
 
     @property
     def queries_per_image(self) -> int:
-        """Denoiser forwards per image over all attacks and timesteps."""
-        return self.job.queries_per_image
+        """Denoiser forwards per image; of the calibrate part where the test part takes fewer, and with --sweep coarse about as many."""
+        *calibrate, test = self.jobs()
+        return sum(job.queries_per_image for job in calibrate) if calibrate else test.queries_per_image
 
     @property
     def queries(self) -> int:
@@ -142,7 +144,7 @@ class Prepared:
             return (self.job,)
         middle = {attack.label: len(attack.timesteps) // 2 for attack in self.attacks}
         chosen = {attack.label: attack.timesteps[middle[attack.label] - 1 : middle[attack.label] + 2] for attack in self.attacks}
-        between = {attack.label: _between(attack)[middle[attack.label] // 2 - 1 :][:2] for attack in self.attacks if self.coarse(attack)}
+        between = {attack.label: _beside_middle(attack) for attack in self.attacks if self.coarse(attack)}
         return self.calibrating, *([self.refining(between)] if between else ()), self.testing(chosen)
 
     @property
@@ -167,7 +169,7 @@ class Prepared:
 
     def coarse(self, attack: Attack) -> bool:
         """True for an attack that the calibrate part is scored by at every second timestep first, since that saves forwards."""
-        return self.plan.sweep == "coarse" and sweeps(attack) and _saves(attack)
+        return self.plan.sweep == "coarse" and _coarsens(attack)
 
     def at(self, timesteps: Mapping[str, tuple[int, ...]]) -> "Prepared":
         """The same audit where attacks that sweep do it over these timesteps, by their labels."""
@@ -402,9 +404,11 @@ def checked(
         model_code=target.code,
         group=config.group,
         units=units.digest,
-        sweep=config.sweep if first else "all",
+        sweep=_sweep(config, attacks) if first else "all",
         faster=target.faster or None,
     )
+    if config.sweep == "coarse" and plan.sweep != "coarse":
+        say(f"note: --sweep coarse has no effect here: {_why_not_coarse(config, split, attacks)}")
     worker = scoring.worker(config.shard, config.threads, target)
     return Prepared(config, target, reference, found, inputs, attacks, masks, plan, split, units, worker, truncated, membership, key)
 
@@ -432,15 +436,32 @@ def _every_second(attack: Attack) -> tuple[int, ...]:
     return attack.timesteps[::2]
 
 
-def _between(attack: Attack) -> tuple[int, ...]:
-    return attack.timesteps[1::2]
+def _beside_middle(attack: Attack) -> tuple[int, ...]:
+    """The two timesteps beside one that is among every second one, in the middle of the sweep."""
+    return attack.timesteps[1::2][max(len(attack.timesteps) // 4 - 1, 0) :][:2]
 
 
-def _saves(attack: Attack) -> bool:
+def _coarsens(attack: Attack) -> bool:
     """True if an attack makes fewer forwards at every second timestep and beside one than at all of them; one that walks there does not."""
-    middle = len(attack.timesteps) // 4
-    parts = (_every_second(attack), _between(attack)[max(middle - 1, 0) :][:2])
+    if not sweeps(attack):
+        return False
+    parts = (_every_second(attack), _beside_middle(attack))
     return sum(replace(attack, timesteps=part).queries for part in parts) < attack.queries
+
+
+def _sweep(config: AuditConfig, attacks: Sequence[Attack]) -> Sweep:
+    """What is scored where one division is enough: as the config says, and over the whole sweep where "coarse" saves nothing."""
+    return "calibrate" if config.sweep == "coarse" and not any(map(_coarsens, attacks)) else config.sweep
+
+
+def _why_not_coarse(config: AuditConfig, split: evaluation.Divisions, attacks: Sequence[Attack]) -> str:
+    if not config.calibration:
+        return "without a calibrate part every image is scored at one timestep"
+    if split.record.repeats > 1:
+        return f"with fewer than {evaluation.SMALL_SIDE} {split.record.unit}s on a side every image is scored at every timestep"
+    if not any(map(sweeps, attacks)):
+        return "no attack can be scored at a part of its timesteps, so every image is scored at all of them"
+    return "it would make no fewer forwards, so the calibrate part is scored at every timestep"
 
 
 def _buckets(config: AuditConfig, target: Target) -> Buckets | None:

@@ -288,7 +288,7 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pa
                 continue
             seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
     known = f"{_readable(seconds)} left" if seconds else "how long is not known yet"
-    return known + unsaid + (f", {done:,} queries are done already" if done else "")
+    return known + unsaid + (f", {'about ' if len(jobs) > 1 else ''}{done:,} queries are done already" if done else "")
 
 
 def _missing(job: Job, folder: Folder | None, share: Worker) -> tuple[list[tuple[int, int]], dict[int, list[str]]]:
@@ -395,7 +395,8 @@ def save_scores(folder: Path, record: AuditRecord, scores: Sequence[Scores], cal
             of_drawings = min(read, made) if first.attack.startswith("black_box") else 0
             spent = Spent(costs.seconds * made / asked_for, min(saved, made - of_drawings), costs.halved_to, of_drawings)
             saved, read = saved - spent.saved, read - of_drawings
-            meta = ChunkMeta(plan_id(record.plan), made, record.result(first.attack).parameters)
+            settled = _settled_at(first, swept[first.attack], record.result(first.attack).parameters)
+            meta = ChunkMeta(plan_id(record.plan), made, settled)
             write_chunk(path, first.ids, labels, first.timesteps, statistic, meta, spent)
 
 
@@ -418,6 +419,13 @@ def _share(label: str, timesteps: tuple[int, ...], swept: tuple[int, ...]) -> Fr
     if len(timesteps) == len(swept):
         return Fraction(1)
     return Fraction(*(parse(label, ATTACKS, given).queries for given in (timesteps, swept)))
+
+
+def _settled_at(scores: Scores, swept: tuple[int, ...], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of an attack where it is scored at some of its timesteps: of what it settled for each, that of these."""
+    if len(scores.timesteps) == len(swept) or (name := parse(scores.attack, ATTACKS, swept).unlabelled) not in parameters:
+        return parameters
+    return {**parameters, name: [value for t, value in zip(swept, parameters[name], strict=True) if t in scores.timesteps]}
 
 
 def _in_files(

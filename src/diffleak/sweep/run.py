@@ -179,9 +179,10 @@ def _remove_inputs(folder: Path) -> None:
 
 def _plan_line(found: Checkpoints, first: Prepared) -> str:
     steps, total = [each.step for each in found.found], len(found.found) * first.queries
+    about = "" if first.plan.sweep == "all" else "about "
     known = f", steps {min(steps):,} to {max(steps):,} from {found.source}" if found.source else ""
     return (
-        f"sweep: {len(steps)} checkpoint{'s' * (len(steps) != 1)}{known}, {total:,} denoiser queries in all; "
+        f"sweep: {len(steps)} checkpoint{'s' * (len(steps) != 1)}{known}, {about}{total:,} denoiser queries in all; "
         "images, latents and text embeddings are computed once where the checkpoints share them"
     )
 

@@ -48,7 +48,10 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         yield "Reference", fingerprinted(visible(plan.reference) + base, plan.reference_fingerprint)
     if record.costs.test_timesteps is not None:
         at = "; ".join(f"{visible(name)} at {', '.join(map(str, kept))}" for name, kept in record.costs.test_timesteps.items())
-        swept = "every timestep" if record.costs.sweep == "calibrate" else "every second timestep, and beside the best ones"
+        between = record.costs.between_timesteps
+        others = ", ".join(visible(name) for name in record.costs.test_timesteps if name not in (between or ()))
+        swept = "every second timestep, and beside the best ones" + (f" (at every one: {others})" if others else "")
+        swept = "every timestep" if between is None else swept
         yield "Scored", f"the calibrate part at {swept}; the test part at the chosen ones and what is combined with them: {at}"
     yield "Members", visible(plan.members)
     yield "Held-out images", visible(plan.nonmembers)
