@@ -200,7 +200,7 @@ def _shared_rows(first: Run, second: Run) -> tuple[Int64[np.ndarray, " p"], Int6
 
 
 def read_scores(run: Run, attack: str) -> Scores | None:
-    """The scores of one attack at every timestep, a row for each image, from the files under scores/; None where they hold none of it.
+    """The scores of one attack at the timesteps at which every image is scored, a row for each; None where no file has any of it.
 
     Raises `UserError` when the folder is missing or a file is damaged.
     """

@@ -130,7 +130,8 @@ class Result(Record):
     the best of these attacks by the calibrate part; `clearly_better`, false where it is that attack itself.
     """
     queries: int | None = None
-    """Denoiser forwards per image over all timesteps; a mask shares those of its attack. Null for scores of other programs."""
+    """Denoiser forwards per image over all timesteps that the calibrate part is scored at; a mask shares those of its attack. Null for
+    scores of other programs."""
     queries_at_timestep: int | None = None
     """Denoiser forwards per image at the chosen timestep alone; null where no timestep is chosen."""
     timestep: Annotated[int | None, MOST_OFTEN] = None
@@ -158,7 +159,7 @@ class Result(Record):
     n_nonmembers: int
     """Number of held-out images in the test part."""
     per_timestep: tuple[AUCAt, ...] = ()
-    """AUC of the calibrate part at every timestep or setting; empty without a calibrate part."""
+    """AUC of the calibrate part at every timestep or setting that it is scored at; empty without a calibrate part."""
     convention: str = "member-exact"
     """How the numbers were computed: "member-exact", or the convention of a paper that `diffleak metrics` was given."""
 

@@ -95,7 +95,7 @@ def read_samples(folder: Path) -> Samples:
 
 
 def read_scores(folder: Path, result: Result, rows: Mapping[str, int]) -> Scores | None:
-    """The scores of a result at every timestep, from the files under scores/; None where they hold none of its label.
+    """The scores of a result at the timesteps at which every image is scored, from scores/; None where no file there has its label.
 
     rows: the row that each image is to have, by its id, from 0 in their order. Raises `UserError` as `read_columns` does.
     """
