@@ -12,6 +12,7 @@ from fixtures.commands import call
 
 import diffleak
 from diffleak.attacks import ATTACKS
+from diffleak.attacks.noise_aggregation import NoiseAggregation
 from diffleak.attacks.spec import parse
 from diffleak.auditing import phases
 from diffleak.auditing import score as scoring
@@ -178,6 +179,17 @@ def test_workers_wait_for_each_other_and_give_the_same_bytes(coarse, ready, tmp_
     for each in workers:
         each.join()
     same(coarse, tmp_path, next(each for each in found.values() if each is not None))
+
+
+@pytest.mark.parametrize("sweep", ["calibrate", "coarse"])
+def test_what_is_given_for_each_timestep_is_kept_where_an_attack_is_scored_at_some(sweep) -> None:
+    timesteps = tuple(range(40, 401, 20))
+    given = NoiseAggregation(metric="density", timesteps=timesteps, bandwidth=tuple(0.01 * t for t in timesteps))
+    made, whole = (audit(each, attacks=[given]) for each in (sweep, "all"))
+    (one,), (every,) = made.scores, whole.scores
+    scored, at = np.isfinite(one.statistic), [every.timesteps.index(t) for t in one.timesteps]
+    assert np.array_equal(one.statistic[scored], every.statistic[:, at][scored]) and scored[made.samples.test].any()
+    assert [*made.results[0].parameters["bandwidth"]] == [0.01 * t for t in one.timesteps]
 
 
 def test_a_saved_audit_is_the_folder_that_an_audit_would_have_left(coarse, tmp_path) -> None:

@@ -94,6 +94,14 @@ def with_timesteps(attack: Attack, timesteps: tuple[int, ...] | None) -> Attack:
     return attack if own or timesteps is None else replace(attack, timesteps=timesteps)
 
 
+def at_some(attack: Attack, timesteps: tuple[int, ...]) -> Attack:
+    """An attack that sweeps, at some of its timesteps, with what it has been given or has settled for each of them."""
+    name = attack.unlabelled
+    own = getattr(attack, name) if name else ()
+    kept = {name: tuple(own[attack.timesteps.index(t)] for t in timesteps)} if name and len(own) == len(attack.timesteps) else {}
+    return replace(attack, timesteps=timesteps, **kept)
+
+
 def refuse_outside(chosen: Sequence[Attack], attacks: Mapping[str, type[Attack]]) -> None:
     """Raises `UserError` for an attack listed twice, and for a class from outside that could not be recorded, or is unfinished."""
     for attack in (attack for attack in chosen if attack.code is not None):

@@ -13,7 +13,16 @@ from diffleak import hub
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, Attack
 from diffleak.attacks.black_box import BlackBox
-from diffleak.attacks.spec import default_sweep, fit_to_schedule, gives_timesteps, parse, parse_timesteps, refuse_outside, with_timesteps
+from diffleak.attacks.spec import (
+    at_some,
+    default_sweep,
+    fit_to_schedule,
+    gives_timesteps,
+    parse,
+    parse_timesteps,
+    refuse_outside,
+    with_timesteps,
+)
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig, read_cohort
 from diffleak.auditing.inputs import Inputs
@@ -150,17 +159,17 @@ class Prepared:
     @property
     def calibrating(self) -> scoring.Job:
         """The job of the calibrate part: at every timestep or, with --sweep coarse, at every second one."""
-        attacks = tuple(replace(each, timesteps=_every_second(each)) if self.coarse(each) else each for each in self.attacks)
+        attacks = tuple(at_some(each, _every_second(each)) if self.coarse(each) else each for each in self.attacks)
         return replace(self.job, rows=self._parts[0], attacks=attacks)
 
     def refining(self, between: Mapping[str, tuple[int, ...]]) -> scoring.Job:
         """The job of the calibrate part at more timesteps, by the label of the attack."""
-        attacks = tuple(replace(each, timesteps=between[each.label]) for each in self.attacks if between.get(each.label))
+        attacks = tuple(at_some(each, between[each.label]) for each in self.attacks if between.get(each.label))
         return replace(self.job, rows=self._parts[0], attacks=attacks, first_attack=len(self.attacks))
 
     def testing(self, chosen: Mapping[str, tuple[int, ...]]) -> scoring.Job:
         """The job of the test part at the chosen timesteps, by the label of the attack."""
-        attacks = tuple(replace(each, timesteps=chosen[each.label]) if sweeps(each) else each for each in self.attacks)
+        attacks = tuple(at_some(each, chosen[each.label]) if sweeps(each) else each for each in self.attacks)
         return replace(self.job, rows=self._parts[1], attacks=attacks, first=len(self.calibrating.chunks))
 
     @property
@@ -173,7 +182,8 @@ class Prepared:
 
     def at(self, timesteps: Mapping[str, tuple[int, ...]]) -> "Prepared":
         """The same audit where attacks that sweep do it over these timesteps, by their labels."""
-        return replace(self, attacks=tuple(replace(each, timesteps=timesteps.get(each.label, each.timesteps)) for each in self.attacks))
+        attacks = tuple(at_some(each, timesteps[each.label]) if each.label in timesteps else each for each in self.attacks)
+        return replace(self, attacks=attacks)
 
     def tried(self, log: Callable[[str], None] | None = None) -> "Prepared":
         """The same audit after the model has answered for two images, and how long that took; with `log` the plan is said there first.
