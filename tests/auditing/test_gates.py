@@ -7,6 +7,7 @@ from fixtures.reports import audit_of, html, markdown
 import diffleak
 from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.run import gate
+from diffleak.auditing.warnings import about_direction
 from diffleak.config import build
 from diffleak.diffusion.analytic import linear_schedule
 from diffleak.errors import GateFailed, InvalidAudit, UserError
@@ -125,6 +126,13 @@ def test_there_is_a_line_for_each_limit_and_attack_and_every_failure_is_raised()
     assert lines[0] == "2 of 6 checks failed"
     assert lines[1] == "sima: AUC may reach 0.720, above the limit of 0.6"
     assert lines[2] == "loss: AUC with the attack's answers reversed (are the sides swapped?) may reach 0.800, above the limit of 0.6"
+
+
+def test_an_attack_that_ranks_held_out_images_higher_is_warned_of_and_its_number_stays():
+    record, _ = audited(sima=(0.55, 0.72), pia=(0.3, 0.6), loss=(0.2, 0.35))
+    (said,) = about_direction(record.results)
+    assert said.startswith("loss: AUC 0.28 is below 0.4: held-out images look more like members than the members do (are the two sides")
+    assert said.endswith("the number is shown as it is")
 
 
 def test_what_cannot_be_estimated_has_not_passed():

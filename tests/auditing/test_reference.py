@@ -80,9 +80,8 @@ def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, im
     record = run(**settings(model, images, tmp_path / "run", reference=str(reference))).record
     judged = verdict(record)
     excess = record.result(f"{judged.attack}[excess]").auc
-    said = next(
-        sentence for sentence in judged.sentences if sentence.startswith(f"Beyond its reference, {reference}, it picks the member ")
-    )
+    begins = f"Beyond its reference, {reference}, the attack picks the member "
+    said = next(sentence for sentence in judged.sentences if sentence.startswith(begins))
     value, low, high = map(float, re.search(r"picks the member ([\d.]+) % of the time \(([\d.]+) to ([\d.]+) %\)", said).groups())
     assert [value, low, high] == pytest.approx([100 * rate for rate in (excess.value, excess.low, excess.high)], abs=0.5)
     assert record.result(judged.attack).auc.value != pytest.approx(excess.value, abs=0.01), "the attack's own number is another"

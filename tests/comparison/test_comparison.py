@@ -279,7 +279,7 @@ def test_the_swap_audit_counts_near_duplicates_of_a_half_as_one_image_and_never_
         alone = [by_hand((run,), "sima", cluster, rows) for rows in (np.flatnonzero(half), held_out)]
         assert own == metrics.auc_estimate(*alone)
     page = " ".join(to_html(comparison.page(compare(names(one, two), halves=split))).split())
-    assert "Of 100 clusters of near-duplicates each half has images" in page and "Near-duplicates of a half count as one image" in page
+    assert "100 clusters of near-duplicates have images in both halves" in page and "Near-duplicates of a half count as one image" in page
 
 
 def test_a_teacher_on_its_own_half_counts_clusters_and_its_division_says_so(tmp_path):

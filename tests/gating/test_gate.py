@@ -385,7 +385,7 @@ def test_of_the_excess_the_limit_on_the_auc_is_said_to_ask_for_the_upper_end_alo
         str(section(Audited(record.model_copy(update={"gates": gates}))).blocks)
         for gates in ((of("sima"),), (of("sima"), of("sima[excess]")), (of("sima[excess][calibrated]"),))
     ]
-    assert ["Of the excess over a reference the upper end counts alone" in each for each in texts] == [False, True, True]
+    assert ["Of the excess over a reference only the upper end counts" in each for each in texts] == [False, True, True]
 
 
 def test_a_limit_that_is_missed_without_a_leak_is_said_to_be_no_finding():

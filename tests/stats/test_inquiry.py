@@ -355,7 +355,7 @@ def test_a_blind_scorer_finds_one_number_or_many():
     names = [f"number {i}" for i in range(30)]
     one, many = noise.copy(), noise + 0.45 * question[:, None]
     one[:, 7] -= 4 * question
-    for numbers, said in ((one, None), (many, "all 30 numbers together")):
+    for numbers, said in ((one, None), (many, "all 30 statistics together")):
         tested = cut_and_test(keys_of(120), question, blind_chooser(dict(zip(names, numbers.T, strict=True))), 0, 3)
         assert tested.p_value < 1e-3
         assert said is None or said in {each.chosen for each in tested.directions}

@@ -151,16 +151,22 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
     found += about_reading(prepared)
     found += about_copies(prepared.scan)
     if finding(blind) == "perhaps":
-        found.append("the two sides differ without the model, more than by chance: part of every AUC may be that difference")
+        found.append(
+            "the two sides differ without the model, more than by chance: part of what the attacks find may come from that difference"
+        )
     if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:
         found.append("the reference is the model itself: there is no excess over it")
+    return (*found, *about_direction(results))
+
+
+def about_direction(results: Sequence[Result]) -> Iterator[str]:
+    """Attacks that rank held-out images clearly above members."""
     for result in (r for r in results if r.plain):
         if result.auc.value is not None and result.auc.value < 0.4:
-            found.append(
-                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4, against the direction its theory gives "
-                "(are the sides swapped?); it was not flipped"
+            yield (
+                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4: held-out images look more like members than the members do "
+                "(are the two sides swapped?); the number is shown as it is"
             )
-    return tuple(found)
 
 
 def about_reading(prepared: Prepared) -> list[str]:

@@ -248,7 +248,7 @@ def _warnings(
     if read := looked.tally.described(config.decoding):
         yield f"how the images were read: {', '.join(read)}"
     if finding(blind) == "perhaps":
-        yield "the two sides differ without a model, more than by chance: part of what an audit finds may be that difference"
+        yield "the two sides differ without a model, more than by chance: part of what an audit finds may come from that difference"
     if p_value is not None and p_value <= INVALID_P:
         yield f"the classes of the two sides differ (p = {p_value:.2g}): an audit of a class-conditional model would be invalid"
     for name, counts in (("captions", [s.captions for s in sides]), ("labels", [s.labels for s in sides])):

@@ -276,10 +276,8 @@ def search(
     say(prepared.describe())
     needed, calibrate = stats.images_needed(config.false_copies), int(prepared.calibrate.sum())
     if prepared.held_out and calibrate < needed:
-        say(
-            f"there will be no rate: half of the held-out images set the threshold, and a share of {config.false_copies:g} needs {needed}; "
-            f"got {calibrate}: give more, or a larger share with --false-copies"
-        )
+        few = stats.too_few(config.false_copies, calibrate)
+        say(f"there will be no rate: one {few}. Give more, or a larger share with --false-copies")
     folder = checked_folder(config.output) if config.output else None
     if prepared.key:
         say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")

@@ -4,7 +4,8 @@ A limit is met when what cannot be excluded is at or below it, for every attack 
 
     max_auc           max(high, 1 - low) of the AUC's 95 % interval: an attack that works with its answers reversed counts
     max_tpr           the upper end of the TPR at 1 % FPR
-    max_excess_auc    the upper end of the AUC, of attacks on the excess over the reference alone: reversed, it is the reference that leaks
+    max_excess_auc    the upper end of the AUC alone, of attacks on the excess over the reference: an AUC far below 0.5 is a leak of
+                      the reference
 
 and, of a finished folder, by what else lies in it:
 

@@ -37,8 +37,8 @@ OF_ATTACKS = triples(r"""
         its scores are those that the images get without that training.
     Guess, guessing | \bguess(?:es|ed|ing)?\b | an answer, member or held out. Guessing means to answer without looking at the model:
         half of such guesses are right.
-    Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that was agreed on before the audit. It is met if the whole
-        95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit.
+    Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that is allowed; agree on it before the training. It is met if
+        the whole 95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit.
 """)
 TERMS = triples(r"""
     Membership inference | \bmembership\b | to find out if an image was in the training data. An attacker must have the image to test
@@ -77,6 +77,7 @@ TERMS = triples(r"""
     Excess | \bexcess\b | an attack's score of an image in the audited model minus its score of the same image in the reference.
     Latent | \blatents?\b | the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates.
     Decoder | \bdecoders?\b | the part of the model that turns a latent into a picture.
+    Autoencoder | \bautoencoders?\b | the encoder, which turns a picture into a latent, and the decoder.
     Influence | \binfluence\b | how much the decoded picture changes when one latent coordinate changes a little.
     Distortion | \bdistortion\b | how strongly the decoder stretches small steps around an image's latent; one number per image.
     Mask | \bmask(?:s|ed)?\b | leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence

@@ -239,8 +239,8 @@ def _not_excluded(auc: Estimate, words: Counted, tries: int) -> str:
     includes = "The interval includes 50 %, which is what guessing gives."
     if (auc.low or 0.0) > GUESSING:
         includes = (
-            f"The strongest of {tries} attacks has an interval above 50 %, which is what guessing gives, more often than one attack alone: "
-            "widened for that, the interval includes 50 %."
+            f"The interval lies above 50 %, which is what guessing gives. The strongest of {tries} attacks does that by chance more often "
+            "than a single attack does: widened for that, the interval includes 50 %."
         )
     return (
         f"{includes} With these {more} it may be that the attack picks the {words.member} "
@@ -255,7 +255,9 @@ def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
         return ()
     value, ends = spoken(excess.auc)
     adds = "that much is this model's own" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
-    return (f"Beyond its reference, {visible(record.plan.reference or '')}, it picks the member {value} of the time ({ends}): {adds}.",)
+    return (
+        f"Beyond its reference, {visible(record.plan.reference or '')}, the attack picks the member {value} of the time ({ends}): {adds}.",
+    )
 
 
 def _higher(candidates: Sequence[Result], lead: Result, chosen: Result | None) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def blind_chooser(named: Mapping[str, Float64[np.ndarray, " n"]]) -> Chooser:
     numbers, names = np.stack([*named.values()], axis=1), [*named]
 
     def choose(question: Bool[np.ndarray, " n"], fit: Bool[np.ndarray, " n"]) -> Chosen:
-        together = discriminant(numbers, question, fit, f"all {len(names)} numbers together")
+        together = discriminant(numbers, question, fit, f"all {len(names)} statistics together")
         aucs = column_aucs(numbers[fit & question], numbers[fit & ~question])
         best = int(np.abs(aucs - 0.5).argmax())
         single = Offered(numbers[:, best] * (1 if aucs[best] >= 0.5 else -1), names[best], float(max(aucs[best], 1 - aucs[best])))

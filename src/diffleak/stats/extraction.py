@@ -86,6 +86,15 @@ def images_needed(share: float) -> int:
     return int(np.ceil(1 / share - 1e-9)) - 1
 
 
+def too_few(share: float, calibrate: int) -> str:
+    """Why there is no rate with so small a calibrate part, which is half of the held-out images."""
+    least = images_needed(share)
+    return (
+        f"at {100 * share:g} % false copies needs at least {2 * least} held-out images, of which half ({least}) set the threshold; here "
+        f"{calibrate} set it"
+    )
+
+
 def copy_rates(members: Distances, calibrate: Float64[np.ndarray, " m"], counted: Float64[np.ndarray, " k"], share: float) -> Rates:
     """The share of images that are nearer to a drawing than all but a share of the calibrate part are to theirs.
 
@@ -96,10 +105,8 @@ def copy_rates(members: Distances, calibrate: Float64[np.ndarray, " m"], counted
     """
     top = copy_threshold(-calibrate, share)
     if top is None:
-        needed = (
-            f"a threshold at a share of {share:g} needs at least {images_needed(share)} held-out images that set it; got {len(calibrate)}"
-        )
-        return Rates(None, Estimate(reason=needed), Estimate(reason=needed), None)
+        few = f"a rate {too_few(share, len(calibrate))}"
+        return Rates(None, Estimate(reason=few), Estimate(reason=few), None)
     of = f"threshold from {len(calibrate)} held-out images, of which a share of {share:g} lie below it"
     given = copy_rate_of(-members, -calibrate, top, share, f"joint order statistics; {of}")
     return Rates(-top, given, _counted(counted < -top, f"Clopper-Pearson; {of}"), copy_chance(-members, -calibrate, share))

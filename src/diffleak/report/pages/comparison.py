@@ -17,6 +17,7 @@ GLOSSARY = entries("""
     AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
     Baseline | the first of the models, which the others are compared with.
     AUC difference | the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less.
+    Teacher | one of the two models that a defence trains, each on one half of the members.
     TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.
     Strongest attack | the run and attack of an entry with the highest AUC on the calibrate part: what a capable outsider would use.
     Calibrate, test part | settings are chosen on the calibrate part; every number comes from the test part.

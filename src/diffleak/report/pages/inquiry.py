@@ -24,8 +24,8 @@ GLOSSARY = entries("""
     Control | an image of the same source that was certainly not in the training set.
     Score | a number that an attack computes from the model's answers for an image; images that were trained on tend to score higher.
     p-value (p) | how probable scores as high as these are for images that were not trained on. Small values speak for training.
-    q-value | the share of wrong names to be expected in a list of all images with a p-value at least as small. In a list at 0.05
-        about one image in twenty is named wrongly.
+    q-value | the share of wrong claims to expect if you claim that this image, and every image with a smaller p-value, was trained
+        on. At 0.05 about one claim in twenty is wrong.
     AUC | how often an image in question scores above a control; 0.5 is no difference, 1 is always.
     Placebo | the same test between two halves of the controls, where there is nothing to find.
     Blind test | the same test with scores that are computed from the images alone, without the model.
@@ -127,7 +127,7 @@ def judged(record: InquiryRecord) -> Verdict:
         title = "Yes: as a set, these images score like images the model was trained on."
         means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
         return Verdict("leak", title, (tested, means, _singles(record), _beside(record), *_small(record)))
-    title = "Not shown: these images do not score like training images more than the controls do."
+    title = "Not shown: these images do not score clearly higher than the controls."
     return Verdict("undecided", title, (tested, "This does not show that they were not trained on.", _needed(record), _beside(record)))
 
 

@@ -130,7 +130,7 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     hidden: tuple[Block, ...] = (
         (not_shown(private, record.anonymous is not None), *_see(record))
         if pictures is None
-        else (prose(f"The folder {PAIRS} has them as files."),)
+        else (prose(f"The folder {PAIRS}/ has these pictures as files."),)
     )
     columns = (
         Column(("Distance",), "", 1, lambda p: Cell(f"{p.distances[record.decisive.distance]:.3f}")),

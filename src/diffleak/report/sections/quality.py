@@ -111,8 +111,8 @@ def metrics(record: QualityRecord) -> Section:
     caption = (
         "Features of "
         + breakable(visible(record.extractor))
-        + f", dimension {count(record.dimension)}. In brackets: 95 % intervals over the choice of images; they do not count that of "
-        "another training run. n/e: not estimable, with the reason."
+        + f", dimension {count(record.dimension)}. In brackets: 95 % intervals over the choice of images; they do not cover another "
+        "training run. n/e: not estimable, with the reason."
     )
     missing = tuple(f"{METRICS[m.name].title}: {visible(m.reason or '')}" for m in record.metrics if m.value is None)
     drawn = f"{count(record.images)} images by {record.sampler} in {record.steps} steps, seed {record.seed}"

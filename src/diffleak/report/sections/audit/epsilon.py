@@ -34,6 +34,6 @@ def lines(record: EpsilonRecord) -> tuple[str, ...]:
     found += [record.reason] if record.reason else []
     found.append(
         f"guessed by {where}: {count(record.top)} {called} as members and {count(record.bottom)} as held out, of {count(record.units)}; "
-        f"chosen on {count(record.calibrate_units)} others"
+        f"the attack, its setting and the number of guesses were chosen on {count(record.calibrate_units)} others"
     )
     return (*map(visible, found), *(f"warning: {visible(line)}" for line in record.warnings))

@@ -59,7 +59,7 @@ def _quarters(audit: Audited, found: Geometry) -> tuple[Block, ...]:
     if curves:
         read = (
             f"AUC of {visible(str(found.attack))} at each timestep, on {audit.tested}, for four groups of images, from those that the "
-            "decoder distorts least (light) to those that it distorts most (dark). The limits of the groups are those of members and "
+            "decoder distorts least (light) to those that it distorts most (dark). The four groups are quarters of members and "
             "held-out images together."
         )
         band = (

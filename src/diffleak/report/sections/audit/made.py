@@ -52,7 +52,7 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         others = ", ".join(visible(name) for name in record.costs.test_timesteps if name not in (between or ()))
         swept = "every second timestep, and beside the best ones" + (f" (at every one: {others})" if others else "")
         swept = "every timestep" if between is None else swept
-        yield "Scored", f"the calibrate part at {swept}; the test part at the chosen ones and what is combined with them: {at}"
+        yield "Scored", f"the calibrate part at {swept}; the test part at the chosen ones, and for combined at their neighbours: {at}"
     yield "Members", visible(plan.members)
     yield "Held-out images", visible(plan.nonmembers)
     yield "Data fingerprint", Markup("<code>{}</code>").format(visible(environment.data_fingerprint))

@@ -10,10 +10,11 @@ TITLE = "What to do next"
 STEPS = triples("""
     Train for fewer steps. | Earlier checkpoints usually give away less. diffleak audit over all of them shows which ones meet a limit
         (--max-auc, --max-tpr) | fine-tunes.md, Which checkpoint?
-    Train with a defence. | diffleak defend distill or dual trains a model whose answers depend less on single images (Tran et al. 2024,
-        arXiv 2410.16657); diffleak compare shows by how much | defences.md, Defend
-    Train with differential privacy. | diffleak train --dp-epsilon bounds what the model can reveal of any one image, at a cost in
-        quality (Abadi et al. 2016, arXiv 1607.00133) | defences.md, Defend
+    Train with a defence. | diffleak defend distill or dual trains a whole model, no LoRA, whose answers depend less on single images
+        (Tran et al. 2024, arXiv 2410.16657). If you release the weights, neither protects against every attack; diffleak compare shows
+        how much is left | defences.md, Defend
+    Train with differential privacy. | diffleak train --dp-epsilon, not for text-to-image models, bounds what the model can reveal of any
+        one image, at a cost in quality (Abadi et al. 2016, arXiv 1607.00133) | defences.md, Defend
     Leave images out. | Take the images that must not be exposed out of the data, train again from the start and audit again. Taking
         them out of the folder alone changes nothing in a model that has seen them | audit.md, Audit a model
     Release less. | An interface that draws images gives outsiders less than the weights do. For a text-to-image model audit with

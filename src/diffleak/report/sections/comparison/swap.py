@@ -68,8 +68,9 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
         "This needs access to both teachers, as after a release of both. It assumes that the members were divided into halves at random: a "
         "difference between the halves themselves counts as a leak as well."
     )
+    clusters, have = ("cluster", "has") if swap.across == 1 else ("clusters", "have")
     both = (
-        f"Of {count(swap.across)} cluster{'s' * (swap.across != 1)} of near-duplicates each half has images: either teacher was trained on "
-        "near-copies of what the other was trained on, which hides a part of the leak."
+        f"{count(swap.across)} {clusters} of near-duplicates {have} images in both halves: each teacher was trained on near-copies of "
+        "images of the other, which hides a part of the leak."
     )
     return (first, beside, who, both) if swap.across else (first, beside, who)
