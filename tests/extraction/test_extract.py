@@ -236,6 +236,16 @@ def test_the_drawing_of_a_caption_is_drawn_again(capsys, tmp_path):
     np.testing.assert_array_equal(again, drawn)
 
 
+def test_too_few_held_out_images_for_a_rate_are_said_before_anything_is_drawn_and_in_the_record(digits, tmp_path, capsys):
+    for name, images in (("members", digits[:6]), ("held-out", digits[6:20])):
+        np.save(tmp_path / f"{name}.npy", images)
+    sides = {"members": tmp_path / "members.npy", "nonmembers": tmp_path / "held-out.npy"}
+    record = extract(target(memoriser(digits[:6])), **sides, images=40, steps=10).record
+    few = "at 1 % false copies needs at least 198 held-out images, of which half (99) set the threshold; here 7 set it"
+    assert f"there will be no rate: one {few}. Give more, or a larger share with --false-copies" in capsys.readouterr().err
+    assert record.copy_rate.reason == record.held_out_rate.reason == f"a rate {few}"
+
+
 def test_without_held_out_images_there_are_pairs_and_no_rate(digits, tmp_path):
     np.save(tmp_path / "members.npy", digits[:6])
     record = extract(target(memoriser(digits[:6])), members=tmp_path / "members.npy", images=40, steps=10).record
