@@ -497,3 +497,19 @@ def test_a_value_behind_a_flag_that_takes_none_is_named(capsys, monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert stopped.value.code == 2 and capsys.readouterr().err == f"diffleak: {said}\n"
+
+
+def test_a_pattern_that_the_shell_has_expanded_is_to_be_quoted(tmp_path, capsys, monkeypatch):
+    first, second, third = (str(tmp_path / f"a dog-{i}.safetensors") for i in range(3))
+    for name in (first, second):
+        Path(name).touch()
+    for argv in (["lora", "BASE", first, second, "--pictures", "P"], ["audit", "BASE", "--lora", first, second]):
+        monkeypatch.setattr(sys, "argv", ["diffleak", *argv])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = f"one name goes where {first} and {second} stand: put a pattern into quotes, so that the shell does not expand it"
+        assert stopped.value.code == 2 and capsys.readouterr().err == f"diffleak: {said}\n"
+    monkeypatch.setattr(sys, "argv", ["diffleak", "audit", "BASE", "--lora", first, third])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "unexpected extra argument" in capsys.readouterr().err, "a file that is not there came from no pattern"

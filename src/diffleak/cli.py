@@ -4,7 +4,7 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 """
 
 import json
-import re
+import os
 import shlex
 import sys
 import warnings
@@ -539,13 +539,18 @@ def main() -> Never:
 
 
 def _needless(message: str, argv: list[str]) -> str | None:
-    """What to leave out where a value was given to a flag that takes none, as in `--resize 512`; None for another message."""
-    found = re.match(r"Got unexpected extra argument\S* \((\S+)", message)
-    value = found[1].removesuffix(")") if found else ""
-    if value not in argv or not (before := argv[argv.index(value) - 1]).startswith("--"):
+    """What to change where there is a word too many: the value of a flag that takes none, or a pattern that the shell has expanded."""
+    extra = message.partition("Got unexpected extra argument")[2].partition(" (")[2]
+    value = max((each for each in argv[1:] if each and extra.startswith(each)), key=len, default=None)
+    if value is None:
         return None
-    why = ", since images are brought to the size of the model" if before == "--resize" else ""
-    return f"{before} takes no value here{why}: leave out {value}"
+    before = argv[argv.index(value) - 1]
+    if before.startswith("--"):
+        why = ", since images are brought to the size of the model" if before == "--resize" else ""
+        return f"{before} takes no value here{why}: leave out {value}"
+    if os.path.exists(before) and os.path.exists(value) and os.path.dirname(before) == os.path.dirname(value):
+        return f"one name goes where {before} and {value} stand: put a pattern into quotes, so that the shell does not expand it"
+    return None
 
 
 def _called(argv: list[str]) -> str:

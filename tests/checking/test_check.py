@@ -74,6 +74,17 @@ def test_sides_of_different_sources_are_invalid(sides, capsys):
     assert code == 4 and "the two sides differ without a model" in err and "Not fair" in out
 
 
+def test_the_sides_are_compared_at_the_size_that_the_model_takes(sides, capsys):
+    for side, other in zip(sides, ("m8", "n8"), strict=True):
+        Path(other).mkdir()
+        for file in side.iterdir():
+            Image.open(file).resize((8, 8), Image.Resampling.BICUBIC).save(Path(other) / file.name)
+    at_size, small, large = diffleak.check(*sides, resize=8), diffleak.check("m8", "n8"), diffleak.check(*sides)
+    assert at_size.blind == small.blind != large.blind
+    assert "--resize 8" in at_size.command and "--resize" not in large.command
+    assert "resize" in refused(capsys, "check", "--members", "m", "--nonmembers", "n", "--resize", "2")
+
+
 def test_few_damaged_mixed_and_half_captioned_images_are_said(sides, capsys):
     members, held = sides
     (held / "bad.png").write_bytes(b"no image")
@@ -84,6 +95,7 @@ def test_few_damaged_mixed_and_half_captioned_images_are_said(sides, capsys):
     said = " / ".join(record.warnings)
     assert record.valid and record.unreadable[0].startswith("bad.png: ") and record.nonmembers.readable == 25
     assert "1 image cannot be read" in said and "2 shapes (16 x 16 RGB, 10 x 20 grey)" in said
+    assert "check with --resize SIZE" in said and "check with" not in " ".join(diffleak.check(members, held, resize=16).warnings)
     assert "captions are there for 5 of 31 members and 0 of 26 held-out images" in said
     for file in list(held.glob("n*.png"))[9:]:
         file.unlink()

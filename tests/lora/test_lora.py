@@ -295,7 +295,11 @@ def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> Non
     root, pictures, _ = trained
     given = ("--pictures", pictures, "-o", tmp_path / "run")
     assert "nothing matches" in refused(capsys, "lora", root / "sd", root / "none" / "*.safetensors", *given)
-    assert "must match adapters alone" in refused(capsys, "lora", root / "sd", pictures / "0.png", *given)
+    named = (root / "sd", pictures / "0.png")  # no pattern: BASE in the place of the adapter, and a picture
+    for each in named:
+        said = refused(capsys, "lora", root / "sd", each, *given)
+        assert "an adapter must be" in said and "behind the model that it was made for" in said and "pattern" not in said
+    assert "must match adapters alone" in refused(capsys, "lora", root / "sd", f"{pictures}/0.*", *given)
     assert "--buckets is for the audit" in refused(capsys, "lora", root / "sd", root / "out", *given, "--buckets", "512")
     shutil.copy(root / "out" / "dog.safetensors", tmp_path / "base.safetensors")
     assert "must not be called base" in refused(capsys, "lora", root / "sd", tmp_path / "base.safetensors", *given)

@@ -90,7 +90,7 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
     looked.tally.refuse(cohort.names[0], config.decoding)
     looked.tally.refuse_white(config.decoding)
     found = _duplicates(looked)
-    blind = _blind(looked, config.seed)
+    blind = _blind(looked, config.resize, config.seed)
     labels = _classes(kept)
     p_value = None if labels is None or member.all() or not member.any() else labels_p_value(labels, member, config.seed)
     distinct = [len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member)]
@@ -150,13 +150,13 @@ def _duplicates(looked: Survey) -> Duplicates:
     )
 
 
-def _blind(looked: Survey, seed: int) -> Blind:
-    """The blind baseline of audits, on images brought to the shape that most of them have."""
+def _blind(looked: Survey, size: int | None, seed: int) -> Blind:
+    """The blind baseline of audits, on images brought to the size of the model, else to the shape that most of them have."""
     member = looked.cohort.member
     if min(int(member.sum()), int((~member).sum())) < FEWEST:
         return Blind(reason=f"fewer than {FEWEST} readable images on a side")
     shape = Counter(looked.shapes).most_common(1)[0][0]
-    shape = ImageShape(min(shape.channels, 3), shape.height, shape.width)
+    shape = ImageShape(min(shape.channels, 3), size or shape.height, size or shape.width)
     features, complexities = np.zeros((len(member), FEATURES)), np.zeros((len(member), len(NAMES)))
     with progress("blind baseline", len(member), "images") as advance:
         for row, image_id in enumerate(looked.cohort.ids):
@@ -240,8 +240,9 @@ def _warnings(
         yield f"{lost:,} {'image' if lost == 1 else 'images'} cannot be read: replace them, or audit with --skip-unreadable"
     shapes = dict.fromkeys(name for side in sides for name, _ in side.shapes)
     if len(shapes) > 1:
-        first = ", ".join(list(shapes)[:NAMED])
-        yield f"the images have {len(shapes):,} shapes ({first}{', ...' if len(shapes) > NAMED else ''}): audit with --resize or --buckets"
+        first = ", ".join(list(shapes)[:NAMED]) + (", ..." if len(shapes) > NAMED else "")
+        size = "" if config.resize else "; check with --resize SIZE, the size of the model, since the sides may differ more, or less, there"
+        yield f"the images have {len(shapes):,} shapes ({first}): audit with --resize or --buckets{size}"
         most = [side.shapes[0][0] for side in sides if side.shapes]
         if len(set(most)) > 1:
             yield f"most members are {most[0]} and most held-out images {most[1]}: an attack may tell the sides apart by their size alone"

@@ -20,6 +20,9 @@ class CheckConfig(DataConfig):
     data: Text | None = Field(None, description="One DATA for both sides, with --split.")
     split: Split = None
     calibrate_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each side that the audit will choose settings on ({default}).")
+    resize: int | None = Field(
+        None, ge=4, description="Compare the pixels of the sides at this size, as an audit with --resize does; default the commonest size."
+    )
     seed: Seed = 0
     limit: int | None = Field(None, ge=1, description="At most this many images per side.")
 

@@ -34,7 +34,8 @@ def inspect(file: Path, out: Path | None = None, fail_on: str | None = None) -> 
 
 def table(record: HeaderRecord) -> str:
     """The record for a terminal: a line for each kind with how many there are, the first of them, and the keys that hold them."""
-    head = f"{record.file}: {record.tensors:,} tensors, {record.keys:,} other keys in the header"
+    tensors, keys = (f"{n:,} {noun}{'s' * (n != 1)}" for n, noun in ((record.tensors, "tensor"), (record.keys, "other key")))
+    head = f"{record.file}: {tensors}, {keys} in the header"
     width = max((len(in_words(finding.kind, finding.count)) for finding in record.findings), default=0)
     lines = [head, *(_line(finding, width) for finding in record.findings)]
     private = [finding for finding in record.findings if finding.private]

@@ -218,7 +218,8 @@ def closing(found: Iterable[Checked], made: Sealed | None) -> tuple[str, ...]:
     all_of = f"All {n:,} recorded files are unchanged." if n > 1 else "The one recorded file is unchanged."
     all_of = all_of if n else f"{FILE} names no file, so nothing was compared."
     more = f" Nothing was recorded of {others:,} more (unknown)." if others else ""
-    hashes = (f"audit.json    SHA-256 {made.audit}", f"whole record  SHA-256 {made.whole} over {made.files:,} files") if made else ()
+    over = f" over {made.files:,} files (not report.html, which prints it)" if made else ""
+    hashes = (f"audit.json    SHA-256 {made.audit}", f"whole record  SHA-256 {made.whole}{over}") if made else ()
     return (all_of + more + (" Compare these two hashes with those that the report or the card prints:" if made else ""), *hashes)
 
 

@@ -62,9 +62,7 @@ class Outcome:
             kinds = ((self.clusters, "cluster", " of near-duplicates"), (self.groups, "group", ""))
             why = [f"{n:,} {unit}{'s' * (n > 1)}{of}" for n, unit, of in kinds if n]
             coins = " (one coin each, recorded under drawn.together)" if drawn.how == "coin" else ""
-            lines.append(
-                f"kept together{coins}: {images:,} images in {len(drawn.together):,} units ({', '.join(why)}; largest {largest:,})"
-            )
+            lines.append(f"kept together{coins}: {images:,} images ({', '.join(why)}; the largest has {largest:,})")
         if self.classes:
             shares = [held / (members + held) for members, held in self.classes.values()]
             lines.append(f"classes: {len(self.classes):,}, with {min(shares):.1%} to {max(shares):.1%} held out")

@@ -91,7 +91,7 @@ def adapters(pattern: str) -> Checkpoints:
     """
     paths = [*dict.fromkeys(os.path.normpath(path) for path in sorted(_matching(pattern), key=_by_number))]
     for path in paths:
-        _check_adapter(Path(path))
+        _check_adapter(Path(path), matched=not os.path.exists(pattern))
     return _ordered("lora", paths, *(_steps(paths, ()) if len(paths) > 1 else ("", (0,))))
 
 
@@ -129,23 +129,24 @@ def _matching(pattern: str) -> list[str]:
         return [pattern]
     found = glob.glob(os.path.expanduser(pattern), recursive=True)
     if not found:
-        raise UserError(f"a pattern must match files or folders; nothing matches {shown(pattern, 150)}")
+        raise UserError(f"a pattern or name must match files or folders; nothing matches {shown(pattern, 150)}")
     return found
 
 
-def _check_adapter(path: Path) -> None:
-    """Raises `UserError` for what a pattern matches and is no adapter; of a file the header alone is read."""
-    must, named = "the pattern must match adapters alone", shown(path, 150)
+def _check_adapter(path: Path, matched: bool = True) -> None:
+    """Raises `UserError` for what a pattern matches, or the user names, and is no adapter; of a file the header alone is read."""
+    must = "the pattern must match adapters alone" if matched else f"an adapter must be a {WEIGHTS} file, or a folder with one"
+    named, do = shown(path, 150), NARROWER if matched else "give the adapter, behind the model that it was made for"
     if path.is_dir():
         if not any((path / name).is_file() for name in ADAPTERS):
-            raise UserError(f"{must}; {named} has none of {' and '.join(ADAPTERS)}: {NARROWER}")
+            raise UserError(f"{must}; {named} has none of {' and '.join(ADAPTERS)}: {do}")
         return
     if path.suffix.lower() != WEIGHTS:
-        raise UserError(f"{must}, as {WEIGHTS} files or folders; it matches {named} too: {NARROWER}")
-    with refusing(Unreadable, f"{must}; {named} cannot be read ({WHY}): {NARROWER}"):
+        raise UserError(f"{must}{f', as {WEIGHTS} files or folders; it matches {named} too' if matched else f'; got {named}'}: {do}")
+    with refusing(Unreadable, f"{must}; {named} cannot be read ({WHY}): {do}"):
         names = load_header(path).tensors
     if not adapter_weight(names):
-        raise UserError(f"{must}; {named} is none (it holds {shown(next(iter(names), 'no weight'))}): {NARROWER}")
+        raise UserError(f"{must}; {named} is none (it holds {shown(next(iter(names), 'no weight'))}): {do}")
 
 
 def _check_model(path: Path) -> None:

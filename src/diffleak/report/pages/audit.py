@@ -50,8 +50,8 @@ LIMITS = entries("""
     Averages. | AUC is about a typical image. A few images can be fully exposed while it is close to one half. The rates at few false
         alarms can show that.
     One model. | The intervals cover the random choice of images. They do not cover another training run, seed or data set.
-    Membership, not copies. | This audit does not say if the model reproduces its training images: `diffleak extract` and `diffleak
-        quality` do.
+    Membership, not copies. | This audit does not say if the model reproduces its training images: diffleak extract and
+        diffleak quality do.
 """)
 
 Make = Callable[[Audited], Section | None]

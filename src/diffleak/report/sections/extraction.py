@@ -152,9 +152,11 @@ def _see(record: ExtractionRecord) -> tuple[Block, ...]:
     """The command that shows the pairs; none where their names are keyed, and of a search in Python."""
     if record.anonymous is not None or not record.command.startswith("diffleak extract "):
         return ()
-    command = visible(record.command if "--thumbnails" in shlex.split(record.command) else f"{record.command} --thumbnails")
+    given = "--thumbnails" in shlex.split(record.command)
+    command = visible(record.command if given else f"{record.command} --thumbnails")
     how = prose("To look at the pairs, repeat the command with this flag. Its drawings are kept, so nothing is drawn again:")
-    return (how, drawn("code", text=command), Sentences((f"To look at the pairs: {command}",), tone="small", where="terminal"))
+    line = f"The folder {PAIRS} has the pairs as images." if given else f"To look at the pairs: {command}"
+    return (how, drawn("code", text=command), Sentences((line,), tone="small", where="terminal"))
 
 
 def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> dict[str, Any]:
