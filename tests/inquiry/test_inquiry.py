@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from diffleak.inquiry.run import prepared, refuse_invalid
 from diffleak.records.audit import Membership
 from diffleak.records.inquiry import InquiryRecord, of_controls, read_inquiry
 from diffleak.records.scores import read_columns
-from diffleak.report import to_html
+from diffleak.report import to_html, to_markdown
 from diffleak.report.pages.inquiry import judged, page
 from diffleak.reveal import reveal
 
@@ -202,6 +203,7 @@ def test_each_picture_counts_once(model):
     assert record.set.images == 24 and len(record.images) == 24 and len(record.repeated) == 4
     assert any("each cluster counts once" in line for line in record.warnings)
     assert record.repeated[0] in to_html(page(record))
+    assert record.repeated[0] not in to_markdown(page(record)), "a name below no heading, which the page alone has"
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +344,16 @@ def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
     (own / "train.json").write_text(json.dumps({"data": str(tmp_path / "trained.npy")}))
     with pytest.raises(UserError, match="1 of the controls are trained on"):
         diffleak.inquire(own, **given, **FAST)
+
+
+def test_what_is_said_of_controls_names_the_file_that_it_speaks_of():
+    trust = partial(Membership, source="IMAGES and CONTROL", status="taken on trust")
+    begin = "That the controls were not trained on is taken on trust"
+    said = of_controls(trust(model_split="out/split.json", reason="3 of 20 images are not listed there by name (first: a.png)"))
+    assert said == f"{begin}, and out/split.json does not confirm it: 3 of 20 images are not listed there by name (first: a.png)."
+    said = of_controls(trust(model_split="out/split.json", reason="only names could be compared", same_names=True))
+    assert said == f"{begin}. out/split.json lists the same names as held out; only names could be compared."
+    assert of_controls(trust(reason="the model has no split.json to compare with")).startswith(f"{begin}: the model has no split.json")
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,11 @@ def of_controls(membership: Membership) -> str:
         return f"{membership.model_split} lists every control as held out."
     if membership.status == "contradicted, ignored":
         return f"By {membership.model_split}, {membership.reason} (--ignore-model-split)."
+    trust = "That the controls were not trained on is taken on trust"
+    if membership.same_names:
+        return f"{trust}. {membership.model_split} lists the same names as held out; {membership.reason}."
     of = f", and {membership.model_split} does not confirm it" if membership.model_split else ""
-    return f"That the controls were not trained on is taken on trust{of}: {membership.reason}."
+    return f"{trust}{of}: {membership.reason}."
 
 
 class InquiryRecord(Configured):

@@ -330,5 +330,5 @@ def _made(record: InquiryRecord) -> Section:
         ("Near-duplicates of other images of their side, which were not counted again:", record.repeated),
         ("Near-duplicates of images on the other side, which were not tested:", record.across),
     )
-    left_out = [block for what, ids in lists if ids for block in (prose(what), Sentences(tuple(map(visible, ids))))]
+    left_out = [block for what, ids in lists if ids for block in (prose(what), Sentences(tuple(map(visible, ids)), where="page"))]
     return reproduce(record.command, facts(rows), *left_out)
