@@ -133,7 +133,8 @@ def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None
     assert decision == "undecided" and judge.look_first(found), "an adapter that learnt its style draws near too"
     assert why.startswith("look first: for 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
     same = judge.redrawn(base, base)
-    assert judge.of_drawings(same, 12, "")[0] == "undecided" and not judge.look_first(same)
+    decision, why = judge.of_drawings(same, 12, "drawings/kay/extract.html")
+    assert decision == "undecided" and not judge.look_first(same) and why.endswith("The pairs are in drawings/kay/extract.html")
 
 
 def test_without_held_out_pictures_the_answer_is_to_look_first_with_two_ways_to_a_decision() -> None:
@@ -254,6 +255,7 @@ def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_p
     assert code == 0 and "plan: 11 members and 12 held-out images" in err, err
     assert "sweep: 1 checkpoint, 46 denoiser queries" in err, "no step is known of an adapter whose file names none"
     (row,) = LoraRecord.model_validate_json(out).checkpoints
+    assert "Many looks" not in (tmp_path / "run" / "lora.html").read_text(), "one checkpoint was looked at"
     audited = read_audit(tmp_path / "run" / row.run)
     assert audited.membership.status == "contradicted, ignored" and audited.plan.batch_size == 4
 
@@ -271,6 +273,7 @@ def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(train
         assert (tmp_path / "run" / "drawings" / name / "extract.json").exists()
     made, how = to_html(page(record)), "The same command with --thumbnails puts them on the pages of the drawings"
     assert "Nothing was held out." in made and how in made and all_recorded(tmp_path / "run")
+    assert "1 checkpoint on " in made and f"{row.run}/extract.html" in made, "the pairs have a place, whatever the answer is"
     assert how not in to_html(page(record.model_copy(update={"settings": {"thumbnails": True}})))
     code, _, err = call(capsys, "lora", root / "sd", root / "out" / "dog.safetensors", *few, "--thumbnails")
     assert code == 0 and "<img" in (tmp_path / "run" / "drawings" / "dog" / "extract.html").read_text(), err

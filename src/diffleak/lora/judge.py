@@ -106,7 +106,8 @@ def of_drawings(found: Redrawn, pictures: int, pairs: str) -> tuple[Decision, st
     said = f"for {count(found.nearer)} of {count(pictures)} pictures the adapter's nearest drawing is closer than any of the base's"
     if not look_first(found):
         return "undecided", (
-            f"{said}, which is no more than chance (p = {found.p_value:.2g}); without held-out pictures nothing more can be said"
+            f"{said}, which is no more than chance (p = {found.p_value:.2g}); without held-out pictures nothing more can be said. "
+            f"The pairs are in {pairs}"
         )
     named = ", ".join(found.nearest[:NAMED]) + (f" and {count(found.nearer - NAMED)} more" if found.nearer > NAMED else "")
     why = "an adapter that reproduces pictures does this, and so does one that learnt their style"

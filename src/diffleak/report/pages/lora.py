@@ -31,8 +31,10 @@ WORDS_DRAWN = entries("""
 """)
 AUDITED = entries("""
     A lower bound. | Only the attacks of these audits were run. A stronger one may find more; nothing here proves that nothing leaks.
-    Many looks. | {checkpoints} checkpoints were audited, and the intervals are not widened for that.
     The base may leak too. | If the base was trained on a picture, this comparison does not show that leak.
+""")
+SEVERAL = entries("""
+    Many looks. | {checkpoints} checkpoints were audited, and the intervals are not widened for that.
 """)
 DRAWN = entries("""
     Nothing was held out. | The rate of false alarms is therefore unknown, and no checkpoint can be cleared.{next_time}
@@ -61,8 +63,12 @@ def page(record: LoraRecord) -> Page:
         (make(record) for make in SECTIONS),
         title="Which checkpoints of the adapter may be published?",
         heading="Adapter checkpoints",
-        meta=f"{count(len(record.checkpoints))} checkpoints on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
+        meta=f"{_checkpoints(record)} on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
     )
+
+
+def _checkpoints(record: LoraRecord) -> str:
+    return "1 checkpoint" if len(record.checkpoints) == 1 else f"{count(len(record.checkpoints))} checkpoints"
 
 
 QUESTION = "Does the adapter give away which pictures it was trained on?"
@@ -114,7 +120,8 @@ def _public_reason(record: LoraRecord, checkpoint: Checkpoint) -> str:
 
 def _limits(record: LoraRecord, **said: str) -> Section:
     """The limits; said: what only the owner of the pictures can do."""
-    return limits(AUDITED if record.held_out else DRAWN, checkpoints=count(len(record.checkpoints)), **said)
+    audited = (*AUDITED, *(SEVERAL if len(record.checkpoints) > 1 else ()))
+    return limits(audited if record.held_out else DRAWN, checkpoints=count(len(record.checkpoints)), **said)
 
 
 def judged(record: LoraRecord) -> Verdict:
