@@ -21,6 +21,7 @@ from diffleak.errors import DiffleakError, UserError
 from diffleak.records import digests
 from diffleak.records.digests import RecordEdited, add_digests, refuse_edited, verify, write_audit_digests, write_recorded
 from diffleak.records.run_folder import read_audit
+from diffleak.work.reading import Unreadable
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -47,6 +48,19 @@ def test_every_file_of_a_run_is_as_recorded_and_its_digest_is_the_sha_256_of_its
     assert set(found.values()) == {"unchanged"} and diffleak.verify is verify
     recorded = json.loads((run / digests.FILE).read_text())["files"]
     assert recorded == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in found}
+
+
+def test_a_file_that_may_not_be_read_is_not_called_edited(run, monkeypatch, capsys):
+    def hash_file(path):
+        raise Unreadable("Permission denied")
+
+    monkeypatch.setattr(digests, "hash_file", hash_file)
+    assert set(statuses(run).values()) == {"edited"}, "what is no file any more, such as a folder, is"
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *given, **how: Path(path).is_dir() and access(path, *given, **how))
+    for command in ("verify", "report"):
+        said = refused(capsys, command, run)
+        assert "cannot be read (Permission denied): allow it" in said and "audit.json" in said and "edited" not in said
 
 
 def test_the_digest_of_the_whole_is_that_of_the_sorted_lines_of_sha256sum(run):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffleak.data.split import Split
-from diffleak.work.files import open_private, scratch, write_atomic, write_bytes, write_text
+from diffleak.errors import UserError
+from diffleak.work.files import checked_folder, open_private, scratch, write_atomic, write_bytes, write_new, write_text
 from diffleak.work.folder import Folder
 
 
@@ -68,3 +69,13 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_that_of_a_running
     with scratch(tmp_path, ".weights-") as own:
         assert left() == [own.name]
     assert left() == []
+
+
+def test_a_place_that_cannot_be_written_to_is_named_as_the_user_named_it(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError) as stopped:
+        write_new(tmp_path / "file" / "split.json", "{}")
+    assert str(stopped.value).startswith(f"{tmp_path}/file/split.json cannot be written (")
+    for flag in ("-o", "--copy"):
+        with pytest.raises(UserError, match=f"choose another with {flag}$"):
+            checked_folder(tmp_path / "file" / "sides", flag)

@@ -14,6 +14,7 @@ Commands that end in one folder at the same time write the file one after the ot
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -317,13 +318,18 @@ def _status(path: Path, before: str) -> Status:
         return "missing"
     try:
         return "unchanged" if hash_file(path) == before else "edited"
-    except Unreadable:
+    except Unreadable as error:
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UserError(f"{path} cannot be read ({error}): allow it, and run the same command again") from None
         return "edited"
 
 
 def _hashed(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    with refusing(Unreadable, f"a file of {folder} cannot be read ({WHY}); run the same command again"):
-        return {path: hash_file(folder / path) for path in paths}
+    found = dict[str, str]()
+    for path in paths:
+        with refusing(Unreadable, f"{folder / path} cannot be read ({WHY}); run the same command again"):
+            found[path] = hash_file(folder / path)
+    return found
 
 
 def _read(folder: Path) -> Digests | None:

@@ -45,12 +45,13 @@ def lay_out(source: ImageSource, drawn: Split, config: SplitConfig) -> None:
     """Writes both folders; raises `UserError` where the disk refuses."""
     folder = config.folder
     assert folder is not None
+    flag = "--link" if config.link else "--copy"
     total = len(drawn.members) + len(drawn.nonmembers)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
     unwritten = f"{folder} cannot be written ({WHY}); free the disk or choose another folder"
     with refusing(OSError, unwritten, of_system), progress("laying out folders", total, "images") as advance:
         for side, ids in zip(SIDES, (drawn.members, drawn.nonmembers), strict=True):
-            checked_folder(checked_folder(folder) / side)
+            checked_folder(checked_folder(folder, flag) / side, flag)
             names = _place_files(source, ids, folder / side, config, advance) if _files(source) else None
             if names is None:
                 names = _write_images(source, ids, position, folder / side, advance)

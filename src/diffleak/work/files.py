@@ -19,9 +19,10 @@ BLOCK = 2**20  # bytes hashed at once
 SHOWN = 64  # blocks above which hashing shows its progress
 
 
-def write_atomic(path: Path, write: Callable[[Path], object], private: bool = False) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], private: bool = False, named: Path | None = None) -> None:
     """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses.
 
+    named: the file that this error names, where `path` is itself to be renamed.
     private: `temporary` is there already, empty, and only its owner may read it. Whatever names images or holds what they look like is.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # workers on several machines may share process ids
@@ -34,9 +35,10 @@ def write_atomic(path: Path, write: Callable[[Path], object], private: bool = Fa
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a file in the place of its folder
+            temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path} cannot be written ({of_system(error)}); "
+            f"{named or path} cannot be written ({of_system(error)}); "
             "free or change the output folder and run the same command again: finished work is kept"
         ) from None
     except BaseException:
@@ -52,7 +54,7 @@ def write_new(path: Path, text: str, private: bool = False) -> bool:
     if path.exists():
         return False
     mine = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    write_text(mine, text, private)
+    write_atomic(mine, lambda temporary: temporary.write_bytes(text.encode("utf-8")), private, named=path)
     try:
         os.link(mine, path)
     except FileExistsError:
@@ -209,13 +211,13 @@ def hash_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def checked_folder(path: Path) -> Path:
-    """`path` as an existing folder that can be written to; raises `UserError` otherwise.
+def checked_folder(path: Path, flag: str = "-o") -> Path:
+    """`path` as an existing folder that can be written to; raises `UserError`, which names the flag, otherwise.
 
     One that is made here has mode 0700: file names of training images, scores and latents are their owner's. The mode of a folder
     that is there already stays as it is (see `open_to_others`).
     """
-    with refusing(OSError, f"the output folder {path} cannot be written ({WHY}); choose another with -o", of_system):
+    with refusing(OSError, f"the output folder {path} cannot be written ({WHY}); choose another with {flag}", of_system):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = path / f".writable.{uuid4().hex}"
         probe.touch()

@@ -59,7 +59,8 @@ def _title(gates: Sequence[Gate]) -> str:
 def sentence(gate: Gate) -> str:
     """States what the attack may reach, against the limit: "sima: AUC may reach 0.712, above the limit of 0.6"."""
     if gate.reach is None:
-        why = visible(gate.reason or "not estimable")
+        reason = visible(gate.reason or "not estimable")
+        why = reason if reason.startswith("not estimable") else f"not estimable ({reason})"
         return f"{visible(gate.attack)}: {gate.quantity} is {why}, so the limit of {gate.at_most:g} cannot be confirmed"
     side = "within" if gate.passed else "above"
     if gate.limit == "max_epsilon":
