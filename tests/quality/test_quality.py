@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -476,3 +477,13 @@ def test_two_models_that_take_turns_are_drawn_from_in_adaptive_rounds(capsys, mo
     assert code == 0, err
     assert (record["rounds"], record["costs"]["forwards"]) == (2, 12 * (3 + 2))
     assert "two models take turns, one per step; drawn in 2 adaptive rounds" in record["warnings"]
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
+def test_an_encoder_that_the_hub_does_not_give_is_asked_for_in_its_form(monkeypatch, kind):
+    pytest.importorskip("transformers")
+    refused_by = lambda *given, **keys: (_ for _ in ()).throw(ConnectionError("no network"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused_by)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", refused_by)
+    with pytest.raises(UserError, match=rf"\(no network\); pass a local folder as the encoder, {kind}:FOLDER$"):
+        open_extractor(kind)

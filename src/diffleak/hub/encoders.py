@@ -253,7 +253,7 @@ def _transformer(kind: str, model: str, device: str) -> Extractor:
     """A vision transformer with the preprocessing of its preprocessor_config.json, done here with Pillow."""
     with refusing(ImportError, f"the extractor {kind} needs transformers: {pip_install('encoders')}"):
         import transformers
-    folder = encoder_folder(model)
+    folder = encoder_folder(model, form=f"{kind}:FOLDER")
     unused: dict[str, Any] = {"add_pooling_layer": False} if kind == "deit" else {}  # which most of its checkpoints lack
     preprocess = preprocessing(folder, kind)
     check_weights(folder)
@@ -281,9 +281,9 @@ def _kind_of(folder: Path) -> str:
     return kind
 
 
-def encoder_folder(model: str, patterns: tuple[str, ...] = ()) -> Path:
-    """The folder of a transformers model, downloaded if it is a hub id; `patterns` are further files to download."""
-    return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", *WEIGHTS, "*.index.json", *patterns])
+def encoder_folder(model: str, patterns: tuple[str, ...] = (), form: str = "") -> Path:
+    """The folder of a transformers model, downloaded if it is a hub id; `patterns`: further files to download; `form`: see `folder_of`."""
+    return folder_of(model, "the encoder", ["config.json", "preprocessor_config.json", *WEIGHTS, "*.index.json", *patterns], form)
 
 
 def preprocessing(folder: Path, what: str) -> Callable[[Images], Tensor]:

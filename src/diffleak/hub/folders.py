@@ -93,13 +93,16 @@ def is_hub_id(name: str | Path) -> bool:
     return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((SAFE, *PICKLES))
 
 
-def folder_of(model: str | Path, what: str, patterns: list[str]) -> Path:
-    """The folder of another kind of model (`what`, "the encoder" for example), downloaded if it is a hub id."""
+def folder_of(model: str | Path, what: str, patterns: list[str], form: str = "") -> Path:
+    """The folder of another kind of model (`what`, "the encoder" for example), downloaded if it is a hub id.
+
+    form: how a local folder is given, "clip:FOLDER" for example, where a path alone is not enough.
+    """
     if os.path.isdir(model):
         return Path(model)
     if not is_hub_id(model):
         raise UserError(f"{what} must be a folder or a hub id (owner/name); found nothing at {shown(model, LONGEST_PATH)}")
-    return downloaded(str(model), patterns, what)
+    return downloaded(str(model), patterns, f"{what}, {form}" if form else what)
 
 
 def file_of(given: str | Path, option: str, what: str, names: Sequence[Sequence[str]], beside: Sequence[str] = ()) -> Path:
