@@ -280,9 +280,10 @@ def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_fo
     if counts:
         assert not any("To test it" in each for each in judged.sentences)
     elif release == "images" or not takes_text:
-        assert judged.sentences[-1].startswith("To test it: diffleak extract 'my model' --members in --nonmembers out -o NEW-FOLDER")
+        begin = "To test it, look for training images among those that the model draws"
+        assert judged.sentences[-1] == f"{begin}: diffleak extract 'my model' --members in --nonmembers out -o NEW-FOLDER"
     elif ran == "none that counts":
-        assert judged.sentences[-1] == f"To test it: {command}."
+        assert judged.sentences[-1] == f"To test it: {command}"
     else:
         assert judged.sentences[-1].startswith("To test it: give more images. From these, what black_box, noise_probe finds")
 
@@ -302,7 +303,7 @@ def test_an_attack_that_was_run_and_gave_no_estimate_is_not_said_to_be_missing(l
 def test_a_leak_that_needs_more_access_is_said_with_the_command_that_tests_the_release(leak):
     judged = verdict(other(leak[0], evidence=evidence(True, release="api"), settings={"model": "m", "data": "d", "split": "s.json"}))
     assert judged.level == "leak" and judged.sentences[-1] == (
-        "To test it: diffleak audit m --data d --split s.json --attacks black_box --release api -o NEW-FOLDER."
+        "To test it: diffleak audit m --data d --split s.json --attacks black_box --release api -o NEW-FOLDER"
     )
 
 

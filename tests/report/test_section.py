@@ -71,6 +71,15 @@ def test_every_sentence_and_row_for_all_media_is_in_html_in_the_terminal_and_in_
         assert [part for part in (*said, *notes, *numbers) if part not in text] == [], medium
 
 
+def test_a_command_at_the_end_of_a_sentence_is_one_line_of_a_terminal_whatever_its_width_so_that_it_can_be_pasted():
+    command = f"diffleak audit BASE --members {'a-long-folder/' * 12}members --nonmembers 'b c' -o NEW-FOLDER"
+    said = Sentences((f"To test it: {command}", "The header holds captions: diffleak removes them."))
+    page = Page("A title", "A heading", "", "", "", (Section("novel", "The novel part", (said,), "Novel", "The novel part"),))
+    print_page(page, Console(file=(stream := io.StringIO()), width=60))
+    lines = [line.strip() for line in stream.getvalue().splitlines()]
+    assert lines[lines.index("To test it:") + 1] == command and "The header holds captions: diffleak removes them." in lines
+
+
 def test_the_first_entry_of_a_comparison_is_its_baseline_in_all_media(pages):
     for medium, text in media(pages["comparison"]).items():
         assert "baseline" in text and not re.search(r"\breferences?\b", text), medium

@@ -329,11 +329,11 @@ def _to_test(record: AuditRecord) -> tuple[str, ...]:
         return ()
     fit = evidence.counting
     if not fit:
-        return (f"To test it: {_command(record, 'extract')} looks for training images among those that the model draws.",)
+        return (f"To test it, look for training images among those that the model draws: {_command(record, 'extract')}",)
     if all(each.run for each in fit):
         return (f"To test it: give more images. From these, what {_named(fit)} finds cannot be estimated.",)
     named = next(each.attack for each in fit if not each.run)
-    return (f"To test it: {_command(record, 'audit', attacks=named, release=evidence.released)}.",)
+    return (f"To test it: {_command(record, 'audit', attacks=named, release=evidence.released)}",)
 
 
 def _command(record: AuditRecord, command: str, **more: str) -> str:

@@ -1,5 +1,6 @@
 """A report as terminal text that fits its width."""
 
+import re
 import textwrap
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ TONES = {"": "", "caution": "yellow", "small": "dim"}
 LINE = 100  # longer lines of prose are hard to read, however wide the terminal
 LABEL = 24  # room for an attack with one parameter; longer labels fold, so that they do not push numbers out
 NARROWEST = 12  # of names that are cut
+COMMAND = re.compile(r"(.+: )(diffleak [a-z]+ .+[^.])")  # a sentence that ends with a command, and so with no stop
 NUMBER = 10  # room for a number, which is never cut
 
 
@@ -53,7 +55,10 @@ def _print_section(section: Section, console: Console) -> None:
 
 
 def _say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    """Prints a paragraph, wrapped, in characters that the terminal has."""
+    """Prints a paragraph, wrapped, in characters that the terminal has; a command at its end has a line of its own, as it is pasted."""
+    if ends := COMMAND.fullmatch(text):
+        _say(console, ends[1], style, indent)
+        return console.print(Text(" " * indent + _encodable(ends[2], console), style), soft_wrap=True)
     shown = _encodable(text, console)
     # textwrap breaks no line at a no-break space, so a number keeps its percent sign; rich would.
     margin = " " * indent

@@ -124,6 +124,9 @@ def power(record: CheckRecord) -> Section:
         f"With so many images an audit detects a leak of this size with probability {record.power.probability:g}: the 95 % interval lies "
         "above what guessing gives. AUC: all members score a little higher. TPR: a few members stand out, and the others do not."
     )
+    rates = [each.images for each in record.power.needed if each.quantity != "AUC" and each.images is not None]
+    if rates.count(fewest := min(rates, default=0)) > 1:
+        caption += f" With fewer than {count(fewest)} the interval of a TPR begins at 0, however large the leak is."
     table = Tabulated(tabulate(record.power.needed, columns, name), caption, "Leak")
     return Section(
         "power",
