@@ -347,7 +347,7 @@ def test_the_command_that_tests_the_release_is_of_the_same_model_and_images_read
 
 @pytest.mark.parametrize(
     ("release", "call"),
-    [("api", "diffleak.audit(...) {}, attacks='black_box', release='api'"), ("images", "diffleak.extract(...) {} looks for")],
+    [("api", "diffleak.audit(...) {}, attacks='black_box', release='api'"), ("images", "model draws: diffleak.extract(...) {}")],
 )
 def test_of_objects_in_memory_no_command_line_is_said_to_test_the_release(leak, release, call):
     """`diffleak audit denoiser --members array` names nothing."""
