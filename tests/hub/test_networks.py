@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -254,4 +253,4 @@ def test_an_audit_records_another_denoiser_in_its_plan_its_report_and_its_comman
 
 def test_a_loaded_model_takes_no_other_denoiser(base: Path) -> None:
     with pytest.raises(UserError, match=r"diffleak.load\(MODEL, network=...\)"):
-        diffleak.audit(hub.load(base, device="cpu"), members=np.array(IMAGES[:4]), nonmembers=np.array(IMAGES[4:8]), network="unet")
+        diffleak.audit(hub.load(base, device="cpu"), members=IMAGES[:10], nonmembers=IMAGES[10:20], network="unet")

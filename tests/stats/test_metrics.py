@@ -47,6 +47,16 @@ def test_auc_equals_scikit_learn(members, nonmembers):
     assert metrics.auc(members, nonmembers) == pytest.approx(sk.roc_auc_score(*labelled(members, nonmembers)), abs=1e-12)
 
 
+@pytest.mark.parametrize("count", [metrics.auc, metrics.auc_estimate])
+def test_a_nan_is_no_score_that_beats_others(count):
+    members, nonmembers = gaussians(20, 30)
+    for side in (members, nonmembers):
+        kept, side[3] = side[3], np.nan
+        with pytest.raises(ValueError, match="some are NaN"):
+            count(members, nonmembers)
+        side[3] = kept
+
+
 @samples
 def test_roc_equals_scikit_learn_with_every_point_kept(members, nonmembers):
     fpr, tpr, thresholds = sk.roc_curve(*labelled(members, nonmembers), drop_intermediate=False)

@@ -306,7 +306,10 @@ def _beaten(scores: Sample, against: Sample) -> Sample:
     """For each score how many of `against` lie below it, a tie counting one half; both sorted, so that a million take 0.1 s.
 
     These are halves of whole numbers, so they and their sums are exact, and the midranks of Sun and Xu 2014 give the same ones.
+    Raises `ValueError` for a NaN, which sorting puts last: it would beat every number, and tie with another one.
     """
+    if any(len(side) and np.isnan(side[-1]) for side in (scores, against)):
+        raise ValueError("scores must be numbers; some are NaN")
     return (np.searchsorted(against, scores, side="left") + np.searchsorted(against, scores, side="right")) / 2
 
 
