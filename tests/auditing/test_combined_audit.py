@@ -95,7 +95,7 @@ def test_its_scores_are_in_samples_csv_and_those_of_the_regression(audited, tmp_
     assert np.corrcoef(found[samples.test], columns.membership[samples.test].mean(axis=1))[0, 1] > 0.8
     html = to_html(page(audited.record, samples))
     assert "combined: a logistic regression on all numbers of 3 attacks and the complexity of the images" in html
-    assert "Minus sima" not in html and "the best of them by the calibrate part" in html
+    assert "Its difference to sima" not in html and "the best of them by the calibrate part" in html
 
 
 def test_where_it_is_not_clearly_better_it_is_the_best_attack_alone_and_says_so():

@@ -238,7 +238,7 @@ def test_where_every_image_is_scored_alike_a_note_says_why(settings, why, capsys
 
 def test_the_report_says_which_attack_was_scored_at_every_timestep(coarse) -> None:
     _, folder = coarse
-    assert "at every second timestep, and beside the best ones (at every one: secmi);" in (folder / "report.html").read_text()
+    assert "at every second timestep, and those beside the best ones (secmi at every timestep);" in (folder / "report.html").read_text()
 
 
 def test_the_plan_for_programs_counts_the_forwards_of_an_image_that_has_the_most(ready) -> None:
@@ -266,6 +266,6 @@ def test_the_plan_says_what_is_scored_and_another_sweep_is_another_plan(tmp_path
     )
     assert plan in said
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "the calibrate part at every second timestep, and beside the best ones" in page
+    assert "the calibrate part at every second timestep, and those beside the best ones" in page
     code, _, said = call(capsys, *given)
     assert code == 2 and "belongs to another plan (sweep was coarse, now calibrate)" in said

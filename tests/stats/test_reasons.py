@@ -40,7 +40,7 @@ def test_the_rate_at_one_per_cent_asks_for_125_images_in_every_footnote():
 def test_the_achieved_rate_asks_for_the_images_that_hold_ten_to_calibrate_on():
     record, _ = audit_of({"sima": 1.0}, 30, warnings=())
     notes = " ".join(table(in_given_images(record)).notes)
-    assert f"needs {side_with(10, 0.2)} held-out images, since only a fifth of them is calibrated on; this audit counts 30" in notes
+    assert f"needs {side_with(10, 0.2)} held-out images, since settings are chosen on only a fifth of them; this audit counts 30" in notes
 
 
 def test_the_fraction_that_was_set_is_said_and_without_calibration_none_is():

@@ -70,7 +70,8 @@ class AuditConfig(ModelConfig, DataConfig):
     sweep: Sweep = Field(
         "calibrate",
         description="calibrate (default): with 200 images or more on each side, score the test part at the chosen timesteps only. coarse: "
-        "the same, but the calibrate part at every second timestep, then beside the best. all: score every image at every timestep.",
+        "the same, but the calibrate part at every second timestep, then at those beside the best ones. all: score every image at every "
+        "timestep.",
     )
     mask: tuple[str, ...] = Field(
         (),

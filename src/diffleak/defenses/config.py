@@ -48,7 +48,7 @@ class DefendConfig(TrainConfig):
         0.03,
         ge=0,
         le=1,
-        description="Keep images together in one half whose thumbnails differ by less than this, as an RMS in [0, 1] ({default}).",
+        description="Images whose thumbnails differ by less than this, as an RMS in [0, 1], stay together in one half ({default}).",
     )
     group: Text | None = Field(
         None,

@@ -17,7 +17,7 @@ from diffleak.gating.limits import guessing_reaches, images_needed
 from diffleak.records.audit import AuditRecord, Gate, Result
 from diffleak.records.lora import Checkpoint, Decision, Excess, Redrawn
 from diffleak.report.judgement import Verdict, verdict
-from diffleak.report.wording import beside, count
+from diffleak.report.wording import beside, count, nearer_than_base
 
 ALPHA = 0.05
 NAMED = 5  # pictures in a sentence
@@ -103,7 +103,7 @@ def look_first(found: Redrawn) -> bool:
 
 def of_drawings(found: Redrawn, pictures: int, pairs: str) -> tuple[Decision, str]:
     """The decision of a checkpoint without held-out pictures, and why; pairs: the page that has the pairs."""
-    said = f"for {count(found.nearer)} of {count(pictures)} pictures the adapter's nearest drawing is closer than any of the base's"
+    said = nearer_than_base(found.nearer, pictures)
     if not look_first(found):
         return "undecided", (
             f"{said}, which is no more than chance (p = {found.p_value:.2g}); without held-out pictures nothing more can be said. "

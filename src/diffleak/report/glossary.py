@@ -38,7 +38,8 @@ OF_ATTACKS = triples(r"""
     Guess, guessing | \bguess(?:es|ed|ing)?\b | an answer, member or held out. Guessing means to answer without looking at the model:
         half of such guesses are right.
     Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that is allowed; agree on it before the training. It is met if
-        the whole 95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit.
+        the whole 95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit. A limit on
+        epsilon is met if the lower bound is at or below it.
 """)
 TERMS = triples(r"""
     Membership inference | \bmembership\b | to find out if an image was in the training data. An attacker must have the image to test
@@ -82,7 +83,7 @@ TERMS = triples(r"""
     Distortion | \bdistortion\b | how strongly the decoder stretches small steps around an image's latent; one number per image.
     Mask | \bmask(?:s|ed)?\b | leaves a share of the latent coordinates out of an attack, such as the 40 % of lowest influence
         (influence:0.4).
-    LoRA | \bLoRAs?\b | a small file that changes a model, as fine-tuning leaves it.
+    LoRA | \bLoRAs?\b | a small file that a fine-tuning writes, and that changes the model it is loaded into.
     DP-SGD | \bDP-SGD\b | training with added noise, which limits by epsilon what the model can reveal of any one image.
     Epsilon, delta | \bepsilons?\b|\bdelta\b | how strongly one image can change a trained model: it multiplies the probability of any
         outcome by at most e^epsilon, up to a small probability delta. Smaller is stricter; 0 reveals nothing.

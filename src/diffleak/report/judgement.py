@@ -405,7 +405,7 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
     elif chosen:
         text = (
             f"The attack chosen beforehand, {visible(chosen.attack)}, finds nothing on these {sizes}; "
-            f"the one named here does, also when its interval is widened because {looked} were looked at."
+            f"the one named here finds a leak, also when its interval is widened because {looked} were looked at."
         )
     elif tries == 1:
         text = f"This was measured on {sizes}, with one attack and settings that were fixed beforehand."

@@ -165,6 +165,12 @@ def moment(iso: str) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else iso
 
 
+def nearer_than_base(nearer: int, pictures: int) -> str:
+    """How many pictures an adapter draws more closely than its base draws any."""
+    many = f"for {count(nearer)} of {count(pictures)} pictures"
+    return f"{many} the adapter's nearest drawing is closer than any drawing by the base is to any picture"
+
+
 def last_part(model: str) -> str:
     """The last part of a path, or the name on the hub."""
     parts = [part for part in re.split(r"[/\\]", model) if part]

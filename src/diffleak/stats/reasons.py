@@ -46,6 +46,6 @@ def _given(found: re.Match[str], members: int, nonmembers: int, fraction: float,
     name, has = (names[0], members) if side == "members" else (names[1], nonmembers)
     share = "a fifth" if fraction == 0.2 else f"{100 * fraction:g} %"
     if calibrated:
-        return f"needs {side_with(tested, fraction):,} {name}, since only {share} of them is calibrated on; this audit counts {has:,}"
+        return f"needs {side_with(tested, fraction):,} {name}, since settings are chosen on only {share} of them; this audit counts {has:,}"
     why = f", since {share} of them is set apart for calibration" if fraction else ""
     return f"needs {images_for(tested, fraction):,} {name}{why}; this audit counts {has:,}"

@@ -35,7 +35,7 @@ LIMITS = entries("""
     Only what was audited. | An entry's number is the highest of the runs that were given for it. A model that is to be released but
         was not audited is not in it.
     The same training? | Whether entries were trained on as many images and for as many steps is not checked here. Compare with a
-        model trained on as few images, or a gain may come from that.
+        model that was trained on as many; otherwise a gain may come from the number of images.
     Teachers together. | The tables attack each run by itself. Where two teachers are released together, read the swap audit as well.
     Averages. | AUC is about a typical image. A few images can stay exposed; the rates at few false alarms look there.
 """)

@@ -29,7 +29,8 @@ LIMITS = entries("""
     What was not drawn. | {images} images were drawn. A copy that the model draws once in a million images, or for another prompt, is
         not found; other attacks look for membership without drawing.
     A distance sees less than an eye. | A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two
-        plain images are close without being copies. Held-out images of the same kind account for that, others do not.
+        plain images are close without being copies. The threshold allows for that only if the held-out images are of the same kind as
+        the members.
     Near-duplicates. | Held-out images that nearly equal a member are left out. Near-duplicates among the members count as several,
         and intervals treat them as independent.
     One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or

@@ -256,7 +256,9 @@ def _images(record: InquiryRecord) -> Section | None:
         return None
     ranked = sorted(listed, key=lambda each: (each.p_value, each.q_value))
     columns = (
-        Column(("p-value",), "How often one that was not trained on scores as high.", 1, lambda each: Cell(number(each.p_value))),
+        Column(
+            ("p-value",), "How often an image that is not in the training set scores as high.", 1, lambda each: Cell(number(each.p_value))
+        ),
         Column(
             ("q-value",),
             "If you name this one and all above it, the share of names to be expected wrong.",
@@ -304,8 +306,8 @@ def _handling(record: InquiryRecord) -> str:
     if record.plan.anonymous is not None:
         return handling.on_page(True)
     return (
-        "This page names images (file name or row number) and says how much each looks trained on, which is personal data if they show "
-        "people. With --anonymous, a run names images by keyed ids instead."
+        "This page names images (file name or row number) and says how strongly each looks like a training image, which is personal data "
+        "if they show people. With --anonymous, a run names images by keyed ids instead."
     )
 
 

@@ -11,7 +11,7 @@ from diffleak.report.judgement import Verdict
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of
 from diffleak.report.sections import glossary, limits, public, reproduce, verdict, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import count, entries, last_part
+from diffleak.report.wording import count, entries, last_part, nearer_than_base
 
 WORDS = entries("""
     Checkpoint | the adapter as it was after a number of training steps.
@@ -114,8 +114,7 @@ def _public_reason(record: LoraRecord, checkpoint: Checkpoint) -> str:
     if checkpoint.redrawn is None:
         return visible(checkpoint.reason)
     nearer, p = checkpoint.redrawn.nearer, checkpoint.redrawn.p_value
-    said = f"for {count(nearer)} of {count(record.pictures)} pictures the adapter's nearest drawing is closer than any of the base's"
-    return f"{said} (p = {p:.2g}); without held-out pictures this decides nothing"
+    return f"{nearer_than_base(nearer, record.pictures)} (p = {p:.2g}); without held-out pictures this decides nothing"
 
 
 def _limits(record: LoraRecord, **said: str) -> Section:

@@ -42,7 +42,8 @@ def _seen(record: CheckRecord) -> str:
     of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
     if not parts:
         return f"With {of}, an audit detects even the largest leak with a probability below {power.probability:g}."
-    missing = "" if power.tpr_at_1pct is not None else "; it detects even the largest rate at 1 % false alarms with a lower probability"
+    unseen = f"; even the largest TPR at 1 % false alarms is detected with a probability below {power.probability:g}"
+    missing = "" if power.tpr_at_1pct is not None else unseen
     return f"With {of}, an audit detects {' and '.join(parts)} with probability {power.probability:g}{missing}."
 
 

@@ -31,8 +31,8 @@ STATISTICS: dict[Statistic, Wording] = {
     "noise_norm": Wording("Noise norm", "how far the prompt moves the prediction for pure noise, at the first step; larger = memorised"),
     "alignment": Wording(
         "Alignment",
-        "how closely the prompt's change of the prediction for pure noise follows the prediction without a prompt, at a late step; "
-        "larger = memorised",
+        "the prompt changes the prediction for pure noise: how closely this change, at a late step, follows the prediction without a "
+        "prompt; larger = memorised",
     ),
 }
 SUM = Wording("Noise sum", "noise norm and alignment added, with a weight chosen on other labelled prompts; larger = memorised")

@@ -186,7 +186,7 @@ def copies(record: QualityRecord, pictures: Pictures | None) -> Section:
         + ". Beside it the same for the reference, real images that are no copies: only what lies above that points to copying."
     )
     top = (
-        "Each training image once, with the generated image that is most similar to it. The top of this list is there for every model; "
+        "Each training image once, with the generated image that is most similar to it. Every model has such a list: "
         "compare it with the percentiles."
     )
     hidden = pictures is None or pictures.training is None

@@ -55,7 +55,7 @@ def together(record: AuditRecord) -> tuple[str, ...]:
         return (said,)
     gains = (("AUC", found.gain.auc, False), ("TPR at 1 % FPR, in points,", found.gain.tpr_at_1pct, True))
     added = ", ".join(" ".join(filter(None, (name, *_difference(gain, in_percent)))) for name, gain, in_percent in gains)
-    return (f"{said} Minus {best}, the best of them by the calibrate part: {added}.",)
+    return (f"{said} Its difference to {best}, the best of them by the calibrate part: {added}.",)
 
 
 def _difference(estimate: Estimate, in_percent: bool) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def _curves(audit: Audited) -> tuple[Block, ...]:
     svg = roc(audit.results, audit.scores.counted, lead)
     read = (
         f"Each point of a line is one threshold, on {audit.tested}. Both axes are logarithmic, because the left end matters most: "
-        f"there, many members are caught at few false alarms. A line on the dotted diagonal is guessing.{audit.divisions}"
+        f"a line that is high there catches many members at few false alarms. A line on the dotted diagonal is guessing.{audit.divisions}"
     )
     band = f"The shaded band is the 95 % interval of {visible(lead or '')}, point by point."
     return (figure(svg, (read, band), key(audit.results, audit.ordered, lead)) if svg else prose(NO_SCORES, ""),)

@@ -14,8 +14,8 @@ from diffleak.report.wording import count, moment
 
 NOT_GIVEN = "not given"
 NO_LAW = (
-    "This is evidence about the risk that training images can be told apart from others. It names no law or standard as fulfilled. Digests "
-    "reveal accidental edits. They do not prove who wrote a file."
+    "This is evidence about the risk that training images can be told apart from others. It names no law or standard as fulfilled. The "
+    "SHA-256 numbers reveal accidental edits. They do not prove who wrote a file."
 )
 
 

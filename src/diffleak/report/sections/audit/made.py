@@ -50,7 +50,7 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         at = "; ".join(f"{visible(name)} at {', '.join(map(str, kept))}" for name, kept in record.costs.test_timesteps.items())
         between = record.costs.between_timesteps
         others = ", ".join(visible(name) for name in record.costs.test_timesteps if name not in (between or ()))
-        swept = "every second timestep, and beside the best ones" + (f" (at every one: {others})" if others else "")
+        swept = "every second timestep, and those beside the best ones" + (f" ({others} at every timestep)" if others else "")
         swept = "every timestep" if between is None else swept
         yield "Scored", f"the calibrate part at {swept}; the test part at the chosen ones, and for combined at their neighbours: {at}"
     yield "Members", visible(plan.members)

@@ -28,9 +28,10 @@ def _caption(swap: SwapAudit) -> str:
     first, second = map(count, swap.nonmembers)
     an, of = ("a", "group") if swap.unit == "group" else ("an", "image")
     return (
-        f"Swap AUC: by the difference of {an} {of}'s scores on the two teachers, {of}s of the first half ({count(swap.tested[0])} tested) "
-        f"against {of}s of the second ({count(swap.tested[1])} tested). Every image is a member of one teacher and held out from the "
-        "other, so how difficult the image is by itself cancels. Beside it, the ordinary AUC of each teacher on its own half, against "
+        f"Swap AUC: how often {an} {of}'s score on teacher 1 minus its score on teacher 2 is higher for {an} {of} of the first half "
+        f"({count(swap.tested[0])} tested) than for one of the second ({count(swap.tested[1])} tested). Every image is a member of one "
+        "teacher and held out from the other, so its own difficulty cancels out. Beside it, the ordinary AUC of each teacher on its own "
+        "half, against "
         f"{first}{f' and {second}' if second != first else ''} held-out {of}s."
         f"{' Near-duplicates of a half count as one image.' if swap.unit == 'cluster' else ''}"
         f"{' A group has the mean of the scores of its images.' if swap.unit == 'group' else ''}"
@@ -60,7 +61,7 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
     an, of, members = ("a", "group", "groups") if swap.unit == "group" else ("an", "image", "members")
     first = (
         f"By the difference of {an} {of}'s two scores, {visible(best.attack)} tells which of the two teachers was trained on it: given one "
-        f"{of} of either half, it is right {value} of the time (95 % interval {ends}; 50 % is guessing)."
+        f"{of} of each half, it is right {value} of the time (95 % interval {ends}; 50 % is guessing)."
     )
     own = " and ".join("n/e" if e.value is None else percent(e.value) for e in best.own)
     beside = f"On one teacher alone the same attack tells {members} of its half from held-out {of}s {own} of the time."

@@ -184,7 +184,7 @@ def _chosen(record: Comparison) -> str:
     tested = "Strongest means the highest AUC on the calibrate part, over all runs of an entry and all attacks that every run has"
     if any(entry.worst.chosen_on == "test" for entry in record.entries):
         tested += " (on the test part where there is no calibrate part)"
-    return f"{tested}; the numbers are of the test part, differences of the images in the test parts of both runs."
+    return f"{tested}; the numbers are of the test part; a difference of two runs is of the images that are in the test parts of both."
 
 
 def artefact(run: str) -> str:
