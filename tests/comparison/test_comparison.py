@@ -352,7 +352,7 @@ def test_the_swap_audit_and_a_teachers_own_half_count_groups_where_the_audits_do
         assert own == metrics.auc_estimate(*alone) == next(r for r in entry.results if r.attack == "sima").auc
         assert (entry.runs[0].group, entry.runs[0].members, entry.runs[0].nonmembers) == ("person", 50, 50)
     page = " ".join(to_html(comparison.page(record)).split())
-    assert "groups of the first half (50 tested)" in page and "given one group of either half" in page
+    assert "a group of the first half (50 tested)" in page and "given one group of each half" in page
     by_image = swap_runs(tmp_path / "images", 1.0, 2.0, 400, 200, calibration=False)
     assert compare(names(*by_image[:2]), halves=by_image[2]).swap.members == (200, 200)
 

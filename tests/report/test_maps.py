@@ -51,7 +51,7 @@ def test_each_image_of_the_list_stands_beside_its_map_with_a_scale_and_words_tha
         "no difference <img",
         "> largest difference. Each map has a scale of its own",
         "its reference, stabilityai/stable-diffusion-2-1-base, differ about it",
-        "at timestep 60, under the same caption, summed over channels",
+        "at timestep 60, with the same caption, summed over channels",
         "whether the image was learnt, the map does not say: held-out images have such maps too",
     ):
         assert said in section, said
@@ -61,7 +61,7 @@ def test_a_timestep_that_is_not_the_attack_s_own_is_said(made):
     record, samples, *pictures = made
     ruled = tuple(result.model_copy(update={"timestep": None}) for result in record.results)
     page = html(record.model_copy(update={"results": ruled}), samples, *pictures)
-    assert "at timestep 60, a tenth of the schedule, since the attack has no timestep of its own, under the same caption" in page
+    assert "at timestep 60 (a tenth of the schedule, since the attack has no timestep of its own), with the same caption" in page
 
 
 def test_maps_are_shown_where_images_are_and_the_page_is_the_same_without_either(made):

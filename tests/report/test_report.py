@@ -128,8 +128,8 @@ def test_the_strongest_of_several_attacks_is_not_said_to_include_one_half_when_i
     of = lambda low: verdict(with_auc(null[0], **nothing | {"pia": (0.545, low, 0.59)}).model_copy(update={"headline": None}))
     above, touching = " ".join(of(0.505).sentences), " ".join(of(0.5).sentences)
     assert (of(0.505).level, of(0.505).attack) == ("no-leak-found", "pia") and "95 % interval 50.5 to 59.0 %" in above
-    assert "The interval includes 50 %" not in above and "widened for that, the interval includes 50 %" in above
-    assert f"The strongest of {len(null[0].results)} attacks" in above and "The interval includes 50 %" in touching
+    assert "The interval includes 50 %" not in above and "Widened to allow for that, the interval includes 50 %" in above
+    assert f"the strongest of {len(null[0].results)}, and" in above and "The interval includes 50 %" in touching
 
 
 @pytest.mark.parametrize(

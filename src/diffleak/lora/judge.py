@@ -75,7 +75,7 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
         why = judged.title.removeprefix("Undecided: ").rstrip(".")
         return "undecided", f"{said}; {why[:1].lower()}{why[1:]}"
     if all(gate.passed for gate in found.gates):
-        return "publish", f"no attack may reach more than {limit:g}"
+        return "publish", f"for every attack the AUC beyond the base is at most {limit:g}, with its whole 95 % interval"
     worst = max((gate.reach for gate in found.gates if gate.reach is not None), default=None)
     reach = "cannot be bounded" if worst is None else f"may reach {beside(worst, limit)}"
     return "undecided", f"{said}: no leak is shown, but an attack {reach}, and the limit is {limit:g}"

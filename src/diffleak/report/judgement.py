@@ -239,8 +239,8 @@ def _not_excluded(auc: Estimate, words: Counted, tries: int) -> str:
     includes = "The interval includes 50 %, which is what guessing gives."
     if (auc.low or 0.0) > GUESSING:
         includes = (
-            f"The interval lies above 50 %, which is what guessing gives. The strongest of {tries} attacks does that by chance more often "
-            "than a single attack does: widened for that, the interval includes 50 %."
+            f"The interval lies above 50 %, which is what guessing gives. But this attack is the strongest of {tries}, and the strongest "
+            "has such an interval by chance more often than a single attack has. Widened to allow for that, the interval includes 50 %."
         )
     return (
         f"{includes} With these {more} it may be that the attack picks the {words.member} "

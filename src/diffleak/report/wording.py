@@ -167,8 +167,7 @@ def moment(iso: str) -> str:
 
 def nearer_than_base(nearer: int, pictures: int) -> str:
     """How many pictures an adapter draws more closely than its base draws any."""
-    many = f"for {count(nearer)} of {count(pictures)} pictures"
-    return f"{many} the adapter's nearest drawing is closer than any drawing by the base is to any picture"
+    return f"for {count(nearer)} of {count(pictures)} pictures the adapter's nearest drawing is closer than the base comes to any picture"
 
 
 def last_part(model: str) -> str:

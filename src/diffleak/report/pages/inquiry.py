@@ -39,7 +39,7 @@ LIMITS = entries("""
         question in a way that the blind test cannot see, such as subject, style or fame, the test can report such a difference as if
         it were training.
     Copies elsewhere. | An image can have been trained on through a copy on another site, a crop or a near-duplicate. The test cannot
-        tell these apart, nor training of this model from training of the model that it was made from.
+        tell these apart. Nor can it tell if this model was trained on the image, or only the model that it was made from.
     Independent images. | The p-values take images, or groups of them, for independent. Near-duplicates are counted once, and not at
         all where they are on both sides. Images that belong together otherwise, such as those of one artist or one shoot, make the
         answer look surer than it is: count them as groups, with --group COLUMN.

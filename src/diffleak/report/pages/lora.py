@@ -24,7 +24,7 @@ WORDS_AUDITED = entries("""
     TPR at 1 % FPR | share of the training pictures that an attack finds when it may name 1 % of the held-out ones falsely.
 """)
 WORDS_DRAWN = entries("""
-    Drawn closer | pictures to which the adapter's drawings come closer than any drawing of the base comes to any picture.
+    Drawn closer | pictures to which the adapter's drawings come closer than the base's drawings come to any picture at all.
     Member, held out | a picture that the adapter was trained on; one of the same kind that it was not trained on.
     False alarm | a held-out picture that is taken for one of the training set.
     p | probability of this number or a higher one if the adapter drew no closer than the base.

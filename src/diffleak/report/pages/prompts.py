@@ -13,8 +13,9 @@ from diffleak.report.wording import count, entries
 GLOSSARY = entries("""
     Memorised | for such a prompt the model draws (nearly) the same image every time: one that it was trained on.
     Ordinary | a prompt of the same kind that the model was not trained on, or for which it draws something new.
-    Noise norm, alignment | what the prompt changes in the prediction for pure noise: how much at the first step, and how closely, at
-        a late step, this change follows the prediction without a prompt. They need no image. Their sum has a weight that is chosen
+    Noise norm, alignment | two measures of how a prompt changes the prediction for pure noise. Noise norm: the size of this change
+        at the first step. Alignment: how similar its direction is, at a late step, to that of the prediction without a prompt. They
+        need no image. Their sum has a weight that is chosen
         on other labelled prompts.
     AUC | how often a statistic ranks a random memorised prompt above a random ordinary one; 0.5 is guessing, 1 is always right.
     TPR at 1 % FPR | share of memorised prompts found when 1 % of the ordinary ones may raise a false alarm.

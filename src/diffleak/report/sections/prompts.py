@@ -31,7 +31,7 @@ STATISTICS: dict[Statistic, Wording] = {
     "noise_norm": Wording("Noise norm", "how far the prompt moves the prediction for pure noise, at the first step; larger = memorised"),
     "alignment": Wording(
         "Alignment",
-        "the prompt changes the prediction for pure noise: how closely this change, at a late step, follows the prediction without a "
+        "how similar in direction the prompt's change of the prediction for pure noise is, at a late step, to the prediction without a "
         "prompt; larger = memorised",
     ),
 }
@@ -54,7 +54,10 @@ def verdict(record: PromptsRecord) -> Verdict:
         )
         return Verdict("undecided", title, (*sentences, said))
     if any((r.auc.low or 0.0) > GUESSING for r in record.results):
-        sentences += (f"An interval above one half is found by chance when {tries} are looked at; widened for that, none lies above it.",)
+        sentences += (
+            f"With {tries} statistics, one has an interval above one half by chance more often than a single statistic has; widened to "
+            "allow for that, no interval lies above one half.",
+        )
     bound = max((r.auc.high for r in record.results if r.auc.high is not None), default=1.0)
     said = f"By each of these, a memorised prompt ranks first in at most {percent(bound)} of pairs (upper end of the 95 % interval)."
     return Verdict("no-leak-found", "No difference between memorised and ordinary prompts was found.", (*sentences, said))

@@ -101,10 +101,11 @@ def _with_maps(audit: Audited, ids: list[str], maps: Maps, thumbnail: Callable[[
             "said": "; ".join(filter(None, (f"score {score}", said, place))),
         }
 
-    own = "" if audit.lead and audit.lead.timestep is not None else ", a tenth of the schedule, since the attack has no timestep of its own"
+    swept = audit.lead and audit.lead.timestep is not None
+    own = "" if swept else " (a tenth of the schedule, since the attack has no timestep of its own)"
     what = (
         f"Left, the image. Right, the map of where the model and its reference, {visible(audit.record.plan.reference or '')}, differ about "
-        f"it: the squared difference of their predictions of the noise at timestep {maps.timestep}{own}, under the same caption, summed "
+        f"it. It shows the squared difference of their noise predictions at timestep {maps.timestep}{own}, with the same caption, summed "
         "over channels. Where the map is bright the two models differ most; whether the image was learnt, the map does not say: held-out "
         "images have such maps too. A map takes one query of each model, which the costs leave out."
     )
