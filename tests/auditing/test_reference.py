@@ -85,7 +85,7 @@ def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, im
     value, low, high = map(float, re.search(r"picks the member ([\d.]+) % of the time \(([\d.]+) to ([\d.]+) %\)", said).groups())
     assert [value, low, high] == pytest.approx([100 * rate for rate in (excess.value, excess.low, excess.high)], abs=0.5)
     assert record.result(judged.attack).auc.value != pytest.approx(excess.value, abs=0.01), "the attack's own number is another"
-    assert said.endswith("that much is this model's own.") == (excess.low > 0.5)
+    assert said.endswith(": a leak of this model's own is shown.") == (excess.low > 0.5)
 
 
 def test_every_attack_is_reported_alone_on_the_reference_and_on_the_excess(pair, images, tmp_path):

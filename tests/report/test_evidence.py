@@ -210,7 +210,7 @@ def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_fir
             "api",
             False,
             "Yes, but only shown with more access",
-            "No attack of diffleak audit that outsiders can run works",
+            "Outsiders can run none of the attacks of diffleak audit that work with this model",
             "nothing was tested",
         ),
         (

@@ -77,8 +77,8 @@ def of_excess(found: Excess, limit: float, judged: Verdict) -> tuple[Decision, s
     if all(gate.passed for gate in found.gates):
         return "publish", f"for every attack the AUC beyond the base is at most {limit:g}, with its whole 95 % interval"
     worst = max((gate.reach for gate in found.gates if gate.reach is not None), default=None)
-    reach = "cannot be bounded" if worst is None else f"may reach {beside(worst, limit)}"
-    return "undecided", f"{said}: no leak is shown, but an attack {reach}, and the limit is {limit:g}"
+    reach = "has no interval" if worst is None else f"may be up to {beside(worst, limit)}"
+    return "undecided", f"{said}: no leak is shown, but the AUC of an attack {reach}, and the limit is {limit:g}"
 
 
 def too_few(limit: float, pictures: int, held_out: int, fraction: float, since: str = "") -> str | None:
@@ -90,10 +90,10 @@ def too_few(limit: float, pictures: int, held_out: int, fraction: float, since: 
     if reach is not None and reach <= limit:
         return None
     needed = images_needed("max_excess_auc", limit, pictures, held_out, fraction)
-    so_far = "cannot be bounded" if reach is None else f"may reach {beside(reach, limit)}"
+    so_far = "has no interval" if reach is None else f"may be up to {beside(reach, limit)}"
     least = f"It takes at least {count(needed)} pictures on each side." if needed else "Set a higher limit."
     few = f"With {count(pictures)} pictures and {count(held_out)} held out{since}, no checkpoint can meet the limit of {limit:g}"
-    return f"{few}: even an attack that only guesses {so_far}. {least}"
+    return f"{few}: the AUC of even an attack that only guesses {so_far}. {least}"
 
 
 def look_first(found: Redrawn) -> bool:

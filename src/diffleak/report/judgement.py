@@ -254,7 +254,7 @@ def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
     if excess is None or excess.auc.low is None:
         return ()
     value, ends = spoken(excess.auc)
-    adds = "that much is this model's own" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
+    adds = "a leak of this model's own is shown" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
     return (
         f"Beyond its reference, {visible(record.plan.reference or '')}, the attack picks the member {value} of the time ({ends}): {adds}.",
     )
@@ -309,7 +309,7 @@ def _unanswered(evidence: Evidence) -> str:
         return f"Outsiders can run {ran}, but what that finds cannot be estimated from these images, so {UNESTIMATED}"
     if known := _named(evidence.counting):
         return f"Outsiders can run {known}, but this audit did not, so {UNTESTED}"
-    return f"No attack of diffleak audit that outsiders can run works with this model, so {UNTESTED}"
+    return f"Outsiders can run none of the attacks of diffleak audit that work with this model, so {UNTESTED}"
 
 
 def _named(attacks: Iterable[KnownAttack]) -> str:

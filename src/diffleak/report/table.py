@@ -17,7 +17,7 @@ MASKED = "masked minus unmasked on the same test images. In brackets: 95 % inter
 R = TypeVar("R")
 ORACLE_NOTE = (
     "Oracle AUC: the best timestep or setting picked on the test images themselves, as papers do. "
-    "It is optimistic and given only for comparison with their tables."
+    "It is too high, and given only for comparison with their tables."
 )
 
 

@@ -234,7 +234,7 @@ def _tests(record: InquiryRecord) -> Section:
         Column(("Controls",), f"{said.several.capitalize()} that they are compared with.", 4, lambda row: Cell(count(row[2]))),
     )
     table = tabulate(rows, columns, lambda row: (row[0], explained[row[0]], explained[row[0]] == "with the model"))
-    merged = f"Tests of the same kind, each merged over {2 * record.repeats} halves."
+    merged = f"All are the same test; each p-value is twice the median over {2 * record.repeats} halves."
     notes = (
         f"{merged} If the blind test finds a difference, there is no answer. If the placebo does, repeat with another --seed.",
         "Placebo: half of the controls against the other half. Blind test: those in question against the controls, by pixel "

@@ -70,7 +70,7 @@ def verdict(record: QualityRecord) -> Verdict:
     if chance is not None and chance < ALPHA / 2:
         return Verdict("leak", "The model draws images that are too close to its training images.", (f"{size}.", closest, distance))
     bound = f"{size}; a model that copies nothing has 1 %. More than {percent(rate.high)} is ruled out; less is possible."
-    return Verdict("no-leak-found", "No more near-copies than unseen real images would give.", (bound, closest, distance))
+    return Verdict("no-leak-found", "No more near-copies were found than chance explains.", (bound, closest, distance))
 
 
 def _distance(record: QualityRecord) -> str:

@@ -211,7 +211,7 @@ def alone(geometry: Geometry) -> str:
     if auc.low > GUESSING or auc.high < GUESSING:
         text = f"Distortion alone tells members apart, without any query of the diffusion model ({size})."
         return f"{text} The autoencoder may have been trained on the members, or the two sides may differ by themselves."
-    return f"No sign that distortion alone tells members apart ({size}); had the autoencoder been trained on them, it might."
+    return f"No sign that distortion alone tells members apart ({size}). If the autoencoder had been trained on the members, it might."
 
 
 def frequencies(geometry: Geometry) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ def missing(record: AuditRecord) -> str:
     if evidence is None:
         return "the record, of an earlier version, does not name those that were not run."
     if evidence.released == "images":
-        return "none of diffleak audit works with drawn images alone, so none counts for this release."
+        return "does not apply: no attack of diffleak audit works with drawn images alone, so none counts for this release."
     if not evidence.counting:
-        return "none of diffleak audit that counts for this release works with this model, so for this release nothing was tested."
+        return "all that count for this release, since none of them works with this model; so for this release nothing was tested."
     names = [visible(each.attack) for each in evidence.counting if not each.run]
     return f"{', '.join(names)}. Outsiders of this release could run them." if names else "none that outsiders of this release could run."
 

@@ -163,12 +163,12 @@ def not_excluded(auc: Estimate) -> str:
     assert auc.low is not None and auc.high is not None, "callers speak only of intervals"
     if auc.high < 0.5:
         return (
-            f"The interval lies below 0.5: the scores point the wrong way, and an attacker who turns them round may reach "
+            f"The interval of its AUC lies below 0.5: the scores point the wrong way, and an attacker who turns them round may reach "
             f"an AUC of {1 - auc.low:.3f}, so this is not a sign of safety."
         )
     if auc.low <= 0.5:
-        return f"The interval includes guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
-    return f"That is above guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
+        return f"The interval of its AUC includes guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
+    return f"Its AUC is above guessing (0.5); an AUC up to {auc.high:.3f} cannot be excluded."
 
 
 def _quality_words(entry: Entry, record: Comparison) -> str:
