@@ -158,7 +158,7 @@ def test_a_rate_whose_interval_holds_guessing_is_said_to_be_undecided(leak):
     first, *others = leak[0].results
     rates = tuple(r.model_copy(update={"value": 0.083, "low": 0.0, "high": 0.171, "support": "low"}) for r in first.tpr_at_fpr)
     record = other(leak[0], results=(first.model_copy(update={"tpr_at_fpr": rates}), *others))
-    assert any("Guessing catches 1 %, so this number decides nothing" in each for each in verdict(record).sentences)
+    assert any("1 % that guessing catches, so this number decides nothing" in each for each in verdict(record).sentences)
 
 
 def test_a_higher_number_in_the_table_than_that_of_the_headline_is_explained(leak):
@@ -225,7 +225,7 @@ def test_on_a_phone_the_contents_stay_and_what_is_not_shown_is_a_link_on_the_fir
             True,
             "Yes, but only shown with more access",
             "No attack of diffleak audit works with such images alone",
-            "none of diffleak audit works with drawn images",
+            "no attack of diffleak audit works with drawn images",
         ),
     ],
 )

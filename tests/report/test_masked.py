@@ -108,7 +108,7 @@ def test_a_control_never_finds_the_leak_and_does_not_count_as_a_look(few):
     found = changed(record, "pia", auc=Estimate(value=0.6, low=0.56, high=0.64))
     assert verdict(found).attack == "pia"
     looks = len(LATENT_SHIFTS) * 3  # unmasked, influence:0.4, influence:auto
-    assert f"because {looks} attacks (masked ones counted) were looked at" in " ".join(verdict(found).sentences)
+    assert f"because {looks} attacks (masked ones included) were looked at" in " ".join(verdict(found).sentences)
     assert not any(row.headline for row in table(record.model_copy(update={"headline": "sima[random:0.4]"})).rows)
 
 

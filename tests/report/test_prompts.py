@@ -89,7 +89,7 @@ def test_one_interval_above_one_half_counts_only_if_it_survives_looking_at_all_s
 
     assert judged(0.7, 0.6)[0] == "leak" and judged(0.5, 0.4)[0] == "no-leak-found"
     level, said = judged(0.65, 0.52)
-    assert level == "no-leak-found" and "With 4 statistics, one has an interval above one half by chance more often" in said
+    assert level == "no-leak-found" and "With 4 statistics, chance alone puts at least one interval above one half more often" in said
     assert "by chance" not in judged(0.5, 0.4)[1] + judged(0.7, 0.6)[1]
 
 

@@ -223,8 +223,8 @@ def _caught(result: Result, words: Counted) -> str:
     few = "images" if words is IMAGES else "groups"
     if rate.low <= rate.fpr:
         return (
-            f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}). Guessing catches 1 %, so this number "
-            "decides nothing."
+            f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}). The interval does not lie above the "
+            "1 % that guessing catches, so this number decides nothing."
         )
     rough = f"; few {few} decide this, so it is rough" if rate.support == "low" else ""
     text = f"At 1 % false alarms it catches {value} of the {words.members} (95 % interval {ends}; guessing catches 1 %{rough})."
@@ -396,7 +396,7 @@ def _provenance(record: AuditRecord, lead: Result, chosen: Result | None, candid
         "calibrated ones": any(r.complexity for r in candidates),
     }
     also = " and ".join(kind for kind, there in kinds.items() if there)
-    looked = f"{tries} attacks ({also} counted)" if also else f"{tries} attacks"
+    looked = f"{tries} attacks ({also} included)" if also else f"{tries} attacks"
     if lead is chosen:
         apart = "The attack and its settings were chosen on other images." if record.split.repeats == 1 else ""
         how = apart if record.plan.calibration else "All settings were fixed beforehand."
@@ -455,7 +455,7 @@ def _settle(blind: Blind) -> str:
     if finding(blind) == "unchecked":
         return f"To decide it: audit again with this version, which makes this check. {REPAIR}"
     return (
-        "To decide it: audit more images of each side, or be sure of the sources by yourself: divide one set of images at random, train on "
+        "To decide it: audit more images of each side. Or make both sides from one source: divide one set of images at random, train on "
         "one part and hold out the other."
     )
 

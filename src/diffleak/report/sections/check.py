@@ -123,7 +123,8 @@ def power(record: CheckRecord) -> Section:
     name = lambda n: (f"AUC {n.value:g}" if n.quantity == "AUC" else f"TPR {percent(n.value, 0)} at 1 % FPR", "", False)
     caption = (
         f"With so many images an audit detects a leak of this size with probability {record.power.probability:g}: the 95 % interval lies "
-        "above what guessing gives. AUC: all members score a little higher. TPR: a few members stand out, and the others do not."
+        "above what guessing gives. The rows of AUC are for a leak by which all members score a little higher; those of TPR for one by "
+        "which a few members stand out, and the others do not."
     )
     rates = [each.images for each in record.power.needed if each.quantity != "AUC" and each.images is not None]
     if rates.count(fewest := min(rates, default=0)) > 1:

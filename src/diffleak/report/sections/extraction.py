@@ -71,7 +71,7 @@ def _beside(rates: CopyRates) -> str:
     if rates.held_out_rate.value is None:
         return f"The rate of other held-out images could not be counted ({visible(rates.held_out_rate.reason or '')})."
     value, said = spoken(rates.held_out_rate)
-    return f"Of the held-out images that did not set the threshold, {value} ({said}) have one."
+    return f"Some held-out images set how close a copy must be; of the others, {value} ({said}) have a copy."
 
 
 def _closest(record: ExtractionRecord, public: bool) -> str:
@@ -94,8 +94,8 @@ def rates(record: ExtractionRecord) -> Section:
     if record.held_out is not None:
         meaning = (
             f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out "
-            f"images set the threshold: {percent(record.false_copies)} of such images lie below it. The rate of held-out images is that "
-            "of the others. In brackets: 95 % intervals."
+            f"images set the threshold: {percent(record.false_copies)} of such images lie below it. The column of held-out images "
+            "is about the others. In brackets: 95 % intervals."
         )
     decides = "" if len(record.distances) == 1 else f" The first distance, {_name(record.decisive)}, says which pairs are copies."
     chance = lambda r: Cell("-" if r.chance is None else f"{r.chance:.2g}")

@@ -55,8 +55,8 @@ def verdict(record: PromptsRecord) -> Verdict:
         return Verdict("undecided", title, (*sentences, said))
     if any((r.auc.low or 0.0) > GUESSING for r in record.results):
         sentences += (
-            f"With {tries} statistics, one has an interval above one half by chance more often than a single statistic has; widened to "
-            "allow for that, no interval lies above one half.",
+            f"With {tries} statistics, chance alone puts at least one interval above one half more often than with a single statistic. "
+            "Widened to allow for that, no interval lies above one half.",
         )
     bound = max((r.auc.high for r in record.results if r.auc.high is not None), default=1.0)
     said = f"By each of these, a memorised prompt ranks first in at most {percent(bound)} of pairs (upper end of the 95 % interval)."

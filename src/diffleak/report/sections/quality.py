@@ -88,7 +88,10 @@ def _closest(record: QualityRecord) -> str:
     high = next(p for p in record.copies.percentiles if p.percent == 95)
     value = high.generated.value
     shown = f"{value:.3f} {interval(high.generated, in_percent=False)}".rstrip() if value is not None else "not estimable"
-    return f"95th percentile of the similarity to the nearest training image: {shown}; of unseen real images {high.reference:.3f}."
+    return (
+        f"Similarity to the nearest training image that 95 % of the images do not exceed: generated {shown}; unseen real "
+        f"{high.reference:.3f}."
+    )
 
 
 def decimal(x: float) -> str:

@@ -50,7 +50,10 @@ def together(record: AuditRecord) -> tuple[str, ...]:
     also = " and the complexity of the images" if found.parameters.get("complexity") else ""
     said = f"{COMBINED}: a logistic regression on all numbers of {count(len(used))} attacks{also}, fitted on the calibrate part."
     if not found.parameters.get("clearly_better", True):
-        return (f"{said} On the calibrate part it was not clearly better than {best}, the best of them alone, so its row is that attack.",)
+        return (
+            f"{said} On the calibrate part it was not clearly better than {best}, the best of them alone, so its row repeats the numbers "
+            "of that attack.",
+        )
     if found.gain is None:
         return (said,)
     gains = (("AUC", found.gain.auc, False), ("TPR at 1 % FPR, in points,", found.gain.tpr_at_1pct, True))

@@ -113,8 +113,9 @@ def pooled(record: Comparison) -> Section | None:
     if not record.pooled:
         return None
     caption = (
-        "Every attack, its mean over the runs of an entry. The interval counts the seed and the images; sd: standard deviation over the "
-        f"seeds. Differences are to the same attack on {visible(record.baseline.name)}, from both intervals, without pairing."
+        "Every attack, its mean over the runs of an entry. The interval covers the choice of seeds and of images; sd: standard deviation "
+        f"over the seeds. Differences are to the same attack on {visible(record.baseline.name)}; their intervals take the two means for "
+        "independent."
     )
     drawn = (
         Column(("AUC",), "Mean over seeds. In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),

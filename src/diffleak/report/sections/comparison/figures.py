@@ -47,9 +47,9 @@ def _scatter(record: Comparison) -> tuple[Block, ...]:
     listed = [keys.Key(keys.dot(p.number, p.color), breakable(p.name) + f": {p.quality}, {p.privacy}") for p in shown]
     first = next(e.quality for e in record.entries if e.quality)
     read = (
-        "Lower, the attack does worse; further left, the images are closer to real ones: a good defence is low without moving far to the "
-        f"right. Lines are 95 % intervals where there are any. {QUALITY.get(record.quality_metric or '', '')} of {count(first.images)} "
-        f"generated images, features of {visible(first.extractor)}."
+        "The lower a dot, the worse the attack does; the further left, the closer the images are to real ones. A good defence is low "
+        "without moving far to the right. Lines are 95 % intervals where there are any. "
+        f"{QUALITY.get(record.quality_metric or '', '')} of {count(first.images)} generated images, features of {visible(first.extractor)}."
     )
     missing = prose("Entries without a quality.json are not in the figure.", "prose muted")
     drawn_all = len(shown) == len(record.entries)
@@ -58,8 +58,8 @@ def _scatter(record: Comparison) -> tuple[Block, ...]:
 
 def _nothing(reason: str) -> tuple[Block, ...]:
     why = (
-        f"There is nothing to plot: {visible(reason)}. A defence that ruins the images protects nothing worth having, so measure it for "
-        "each entry, with the same extractor and number of images:"
+        f"There is nothing to plot: {visible(reason)}. A defence that ruins the images protects nothing worth having, so measure the "
+        "image quality of each entry, with the same extractor and number of images:"
     )
     where = Markup(
         "It leaves quality.json in the run folder, where this comparison finds it; <code>--quality NAME=FILE</code> names one elsewhere."
