@@ -31,8 +31,8 @@ STATISTICS: dict[Statistic, Wording] = {
     "noise_norm": Wording("Noise norm", "how far the prompt moves the prediction for pure noise, at the first step; larger = memorised"),
     "alignment": Wording(
         "Alignment",
-        "how similar in direction the prompt's change of the prediction for pure noise is, at a late step, to the prediction without a "
-        "prompt; larger = memorised",
+        "the prompt changes the prediction for pure noise: how nearly this change, at a late step, points the same way as the prediction "
+        "without a prompt; larger = memorised",
     ),
 }
 SUM = Wording("Noise sum", "noise norm and alignment added, with a weight chosen on other labelled prompts; larger = memorised")

@@ -87,11 +87,11 @@ def _closest(record: QualityRecord) -> str:
     assert record.copies is not None
     high = next(p for p in record.copies.percentiles if p.percent == 95)
     value = high.generated.value
-    shown = f"{value:.3f} {interval(high.generated, in_percent=False)}".rstrip() if value is not None else "not estimable"
-    return (
-        f"Similarity to the nearest training image that 95 % of the images do not exceed: generated {shown}; unseen real "
-        f"{high.reference:.3f}."
-    )
+    of_real = f"of unseen real images, at most {high.reference:.3f}"
+    if value is None:
+        return f"95 % of the generated images have a similarity to their nearest training image that is not estimable; {of_real}."
+    shown = f"{value:.3f} {interval(high.generated, in_percent=False)}".rstrip()
+    return f"95 % of the generated images have a similarity to their nearest training image of at most {shown}; {of_real}."
 
 
 def decimal(x: float) -> str:

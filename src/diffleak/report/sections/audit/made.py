@@ -52,7 +52,10 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         others = ", ".join(visible(name) for name in record.costs.test_timesteps if name not in (between or ()))
         swept = "every second timestep, and those beside the best ones" + (f" ({others} at every timestep)" if others else "")
         swept = "every timestep" if between is None else swept
-        yield "Scored", f"the calibrate part at {swept}; the test part at the chosen ones, and for combined at their neighbours: {at}"
+        yield (
+            "Scored",
+            f"the calibrate part at {swept}; the test part at the chosen ones and, where combined needs them, those beside: {at}",
+        )
     yield "Members", visible(plan.members)
     yield "Held-out images", visible(plan.nonmembers)
     yield "Data fingerprint", Markup("<code>{}</code>").format(visible(environment.data_fingerprint))

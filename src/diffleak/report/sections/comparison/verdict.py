@@ -129,7 +129,7 @@ def _baseline(entry: Entry, words: Counted) -> str:
         return f"{name} is the baseline; the AUC of its strongest attack, {attack}, has no interval: {why}."
     value, ends = spoken(auc)
     pair = f"Given one {words.member} and one {words.held_out}, the strongest attack on {name}, {attack}, picks the {words.member}"
-    rest = "As a fraction, that share is the AUC; the others are compared with it."
+    rest = "As a fraction, that share is the AUC; those of the other entries are compared with it."
     return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
 
 
