@@ -52,10 +52,15 @@ def coarse(peak: float, width: float, alike: float, rng: np.random.Generator) ->
     lost = []
     for few in SIZES:
         aucs = column_aucs(members[:few], held_out[:few])
-        first = 2 * int(aucs[::2].argmax())
-        beside = [t for t in (first - 1, first, first + 1) if 0 <= t < TIMESTEPS]
-        lost.append(true[aucs.argmax()] - true[beside[int(aucs[beside].argmax())]])
+        lost.append(true[aucs.argmax()] - true[coarse_choice(aucs)])
     return tuple(lost)
+
+
+def coarse_choice(aucs: np.ndarray) -> int:
+    """The timestep that `--sweep coarse` chooses: the best of every second one, or one beside it."""
+    first = 2 * int(aucs[::2].argmax())
+    beside = [t for t in (first - 1, first, first + 1) if 0 <= t < len(aucs)]
+    return beside[int(aucs[beside].argmax())]
 
 
 def best(members: np.ndarray, held_out: np.ndarray) -> int:

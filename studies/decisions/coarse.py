@@ -11,18 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from calibrate_first import coarse_choice
 
 from diffleak.records.run_folder import read_audit, read_samples, read_scores
 from diffleak.stats.choosing import column_aucs
 
 CALIBRATE = 0.2
-
-
-def chosen(aucs: np.ndarray) -> tuple[int, int]:
-    """The column that the whole sweep chooses, and the one that `--sweep coarse` chooses."""
-    first = 2 * int(aucs[::2].argmax())
-    beside = [i for i in (first - 1, first, first + 1) if 0 <= i < len(aucs)]
-    return int(aucs.argmax()), beside[int(aucs[beside].argmax())]
 
 
 def lost(scores: np.ndarray, member: np.ndarray, divisions: int) -> np.ndarray:
@@ -33,7 +27,8 @@ def lost(scores: np.ndarray, member: np.ndarray, divisions: int) -> np.ndarray:
         for side in (member, ~member):
             rows = np.flatnonzero(side)
             calibrate[rng.choice(rows, round(CALIBRATE * len(rows)), replace=False)] = True
-        whole, coarse = chosen(column_aucs(scores[calibrate & member], scores[calibrate & ~member]))
+        aucs = column_aucs(scores[calibrate & member], scores[calibrate & ~member])
+        whole, coarse = int(aucs.argmax()), coarse_choice(aucs)
         test = column_aucs(scores[~calibrate & member], scores[~calibrate & ~member])
         found.append((test[whole], test[whole] - test[coarse], whole == coarse))
     return np.array(found, dtype=float)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures.commands import call
+from fixtures.interruptions import interrupted
 from fixtures.processes import killed
 
 import diffleak
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.spec import parse
 from diffleak.auditing import phases
-from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.run import Audit
@@ -209,20 +209,9 @@ def test_a_worker_that_waits_in_vain_ends_with_one_line_and_goes_on_when_it_is_s
 
 
 @pytest.mark.parametrize("after", [4, CALIBRATING, 24])
-def test_an_interrupted_audit_resumes_to_the_same_bytes(first, ready, tmp_path, monkeypatch, after) -> None:
-    real, calls = scoring.write_chunk, []
-
-    def stop(*given) -> None:
-        calls.append(given)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        real(*given)
-
-    monkeypatch.setattr(scoring, "write_chunk", stop)
-    with pytest.raises(KeyboardInterrupt):
-        scored(ready, tmp_path)
+def test_an_interrupted_audit_resumes_to_the_same_bytes(first, ready, tmp_path, after) -> None:
+    interrupted(after, lambda: scored(ready, tmp_path))
     assert (tmp_path / "chosen.json").exists() == (after >= CALIBRATING)
-    monkeypatch.setattr(scoring, "write_chunk", real)
     (tmp_path / "chosen.json").write_text("what is in it decides nothing")
     same(first, tmp_path, scored(ready, tmp_path))
 

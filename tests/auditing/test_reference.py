@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fixtures.interruptions import interrupted
 from fixtures.loras import lora_folder
 from fixtures.text import captioned_sides, text_folder
 
 import diffleak
 from diffleak import cli, hub
 from diffleak.auditing import run as auditing
-from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.auditing.run import gate
 from diffleak.config import build
@@ -211,21 +211,10 @@ def test_the_gate_on_the_excess_is_about_what_the_model_leaks_beyond_its_referen
         AuditConfig(members="a", nonmembers="b", max_excess_auc=0.6)
 
 
-def test_an_interrupted_audit_with_a_reference_resumes_to_the_same_scores(pair, images, tmp_path, monkeypatch):
+def test_an_interrupted_audit_with_a_reference_resumes_to_the_same_scores(pair, images, tmp_path):
     given = {"reference": str(pair[1])}
     whole = run(save=True, **settings(pair[0], images, tmp_path / "whole", **given))
-    real, calls = scoring.write_chunk, []
-
-    def stop_after_three(*args) -> None:
-        calls.append(args)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-        real(*args)
-
-    monkeypatch.setattr(scoring, "write_chunk", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        run(**settings(pair[0], images, tmp_path / "killed", **given))
-    monkeypatch.setattr(scoring, "write_chunk", real)
+    interrupted(3, lambda: run(**settings(pair[0], images, tmp_path / "killed", **given)))
     resumed = run(**settings(pair[0], images, tmp_path / "killed", **given))
     for one, two in zip(whole.scores, resumed.scores, strict=True):
         assert one.attack == two.attack and np.array_equal(one.statistic, two.statistic)

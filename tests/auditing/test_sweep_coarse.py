@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures.commands import call
+from fixtures.interruptions import interrupted
 
 import diffleak
 from diffleak.attacks import ATTACKS
@@ -146,19 +147,8 @@ def same(coarse, folder: Path, found: scoring.Collected | None) -> None:
 
 
 @pytest.mark.parametrize("after", [4, AT_FIRST, AT_FIRST + 2, AT_FIRST + BESIDE, AT_FIRST + BESIDE + 5])
-def test_an_interrupted_audit_resumes_to_the_same_bytes(coarse, ready, tmp_path, monkeypatch, after) -> None:
-    real, calls = scoring.write_chunk, []
-
-    def stop(*given) -> None:
-        calls.append(given)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        real(*given)
-
-    monkeypatch.setattr(scoring, "write_chunk", stop)
-    with pytest.raises(KeyboardInterrupt):
-        scored(ready, tmp_path)
-    monkeypatch.setattr(scoring, "write_chunk", real)
+def test_an_interrupted_audit_resumes_to_the_same_bytes(coarse, ready, tmp_path, after) -> None:
+    interrupted(after, lambda: scored(ready, tmp_path))
     assert " left, about " in ready.estimate(tmp_path), "what is done is counted as it was planned, and what is chosen may be fewer"
     assert (tmp_path / "chosen.json").exists() == (after >= AT_FIRST + BESIDE) and len(chunk_files(tmp_path)) == after
     same(coarse, tmp_path, scored(ready, tmp_path))
