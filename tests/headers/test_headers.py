@@ -174,3 +174,64 @@ def test_what_is_not_there_is_refused_and_a_copy_never_replaces_a_file(capsys, t
 def test_json_that_is_nested_too_deeply_is_read_as_text():
     deep = "[" * 900 + '"/home/ada/x"' + "]" * 900
     assert by_kind({"ss_x": deep})["paths"] == ("/home/ada/x",)
+
+
+OF_PEFT = {"base_model.model.a.lora_A.weight": WEIGHTS["lora_unet_a.lora_down.weight"]}
+CONFIG = {
+    "base_model_name_or_path": "/home/ada/models/x",
+    "revision": None,
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 6,
+    "init": "gaussian",
+}
+
+
+def of_peft(folder: Path, name: str = "adapter_model.safetensors", **settings: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file(OF_PEFT, folder / name)
+    (folder / "adapter_config.json").write_text(json.dumps({**CONFIG, **settings}))
+    return folder / name
+
+
+def test_the_config_of_peft_beside_an_adapter_is_looked_at_and_copied_without_what_is_private(capsys, tmp_path):
+    file = of_peft(tmp_path / "a", loftq_config={"cache": "/srv/ada/cache"}, revision="main")
+    for given in (file, file.parent):
+        code, out, err = call(capsys, "metadata", given, "--fail-on", "private")
+        assert code == 3 and "/home/ada/models/x" in out and "--strip CLEAN/adapter_model.safetensors" in out
+        assert "and its adapter_config.json give away 2 paths of the training machine, 1 user name" in err
+    copy = tmp_path / "clean" / file.name
+    code, out, _ = call(capsys, "metadata", file, "--strip", copy)
+    beside = copy.with_name("adapter_config.json")
+    assert code == 0 and f"stripped: {beside} (taken out: base_model_name_or_path, revision, loftq_config)" in out
+    assert json.loads(beside.read_text()) == {**CONFIG, "base_model_name_or_path": None, "loftq_config": None}
+    code, out, _ = call(capsys, "metadata", copy, "--fail-on", "private", "--json")
+    assert code == 0 and json.loads(out)["config"] == str(beside)
+
+
+def test_a_copy_that_would_need_a_second_config_in_one_folder_is_refused_before_anything_is_written(capsys, tmp_path):
+    file = of_peft(tmp_path / "a")
+    copy = tmp_path / "a" / "CLEAN.safetensors"
+    said = refused(capsys, "metadata", file, "--strip", copy)
+    assert "adapter_config.json is there already: name a file in a new folder, such as --strip CLEAN/adapter_model.safetensors" in said
+    file.with_name("adapter_config.json").write_text(json.dumps({**CONFIG, "target_modules": ["/home/ada/x"]}))
+    copy = tmp_path / "b" / "CLEAN.safetensors"
+    assert "target_modules of adapter_config.json holds something private" in refused(capsys, "metadata", file, "--strip", copy)
+    file.with_name("adapter_config.json").write_text("[]")
+    assert "adapter_config.json cannot be read (it holds a list" in refused(capsys, "metadata", file)
+    assert not copy.parent.exists()
+
+
+def test_a_config_belongs_to_an_adapter_of_peft_by_its_weights_or_its_name(capsys, tmp_path):
+    renamed = of_peft(tmp_path / "a", "CLEAN.safetensors")
+    assert "/home/ada/models/x" in call(capsys, "metadata", renamed)[1]
+    other = saved(tmp_path / "a" / "kohya.safetensors")
+    assert "/home/ada/models/x" not in call(capsys, "metadata", other)[1]
+
+
+def test_a_base_that_is_no_hub_id_is_a_path_also_where_it_is_relative():
+    key = "adapter_config.json"
+    for path in ("./models/x", "out/my cat/final", "..\\x"):
+        assert by_kind({key: json.dumps({"base_model_name_or_path": path})}) == {"paths": (path,)}
+    for name in ("org/model-1.5", "model", None):
+        assert "paths" not in by_kind({key: json.dumps({"base_model_name_or_path": name})})

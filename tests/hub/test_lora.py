@@ -12,13 +12,15 @@ import diffusers
 import pytest
 import torch
 from fixtures.loras import ALPHA, RANK, lora_folder, peft_folder
-from fixtures.text import CAPTIONS, CHANNELS, LATENT, text_folder
+from fixtures.text import CAPTIONS, CHANNELS, LATENT, pipeline, text_folder
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import diffleak
 from diffleak import hub
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
+from diffleak.headers.inspect import inspect
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -122,6 +124,31 @@ def test_the_fingerprint_follows_the_adapter_its_scale_and_its_peft_settings(mod
     file = peft / "adapter_config.json"
     file.write_text(file.read_text().replace(f'"lora_alpha": {ALPHA}', '"lora_alpha": 1'))
     assert hub.load(models("sd"), device="cpu", lora=peft).fingerprint != before
+
+
+def test_a_cleaned_adapter_of_peft_is_the_same_adapter_and_peft_loads_it_too(models, tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "/home/ada/models/sd"}))
+    copy = tmp_path / "clean" / "adapter_model.safetensors"
+    assert "base_model_name_or_path" in (inspect(folder, copy).taken_out or ())
+    before, after = (hub.load(models("sd"), device="cpu", lora=lora) for lora in (folder, copy.parent))
+    assert torch.equal(answer(before), answer(after))
+    assert [(each.counts, each.config) for each in (*before.headers, *after.headers)] == [({"paths": 1, "users": 1}, True), ({}, True)]
+    assert "The header of the adapter and its adapter_config.json give away: 1 path of the training" in before.headers[0].sentence
+    assert "its adapter_config.json give away nothing private that is known." in after.headers[0].sentence
+    wrapped = PeftModel.from_pretrained(pipeline("sd").unet, str(copy.parent))
+    weights = get_peft_model_state_dict(wrapped)
+    assert weights and all(torch.equal(value, weights[key]) for key, value in load_file(copy).items())
+
+
+def test_the_fingerprint_follows_the_settings_of_peft_under_any_name(models, tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    file = (folder / "adapter_model.safetensors").rename(folder / "CLEAN.safetensors")
+    before = hub.load(models("sd"), device="cpu", lora=file).fingerprint
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(f'"lora_alpha": {ALPHA}', '"lora_alpha": 1'))
+    assert hub.load(models("sd"), device="cpu", lora=file).fingerprint != before
 
 
 def test_an_adapter_of_another_model_is_refused_naming_its_first_key(models, tmp_path):

@@ -1,10 +1,21 @@
-"""What a file's header gives away, as a record and as a table in words."""
+"""What a file's header, and a config of peft beside it, give away, as a record and as a table in words."""
 
 from pathlib import Path
 
-from diffleak.errors import GateFailed, listed, shown, unknown
+from diffleak.errors import GateFailed, listed, unknown
 from diffleak.headers.strip import strip
-from diffleak.records.headers import Finding, HeaderRecord, findings, in_words, only_file, read_header
+from diffleak.records.headers import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    Finding,
+    HeaderRecord,
+    findings,
+    in_words,
+    only_file,
+    peft_config,
+    read_header,
+    texts,
+)
 
 FAIL_ON = ("private",)  # what --fail-on takes
 SHOWN_CHARACTERS = 90  # of the values in a line of the table
@@ -19,23 +30,27 @@ def inspect(file: Path, out: Path | None = None, fail_on: str | None = None) -> 
         raise unknown("value of --fail-on", str(fail_on), FAIL_ON)
     file = only_file(file)
     header = read_header(file)
-    found = findings(header.metadata)
-    kept = strip(file, header, out) if out else None
+    config = peft_config(file)
+    found = findings(texts(header, config))
+    copy = strip(file, header, out, config) if out else None
     return HeaderRecord(
         file=str(file),
         tensors=len(header.tensors),
         keys=len(header.metadata),
+        config=str(config) if config else None,
         findings=found,
         private=any(finding.private for finding in found),
         stripped=None if out is None else str(out),
-        kept=kept,
+        kept=copy.kept if copy else None,
+        stripped_config=str(copy.config) if copy and copy.config else None,
+        taken_out=copy.taken_out if copy and copy.config else None,
     )
 
 
 def table(record: HeaderRecord) -> str:
     """The record for a terminal: a line for each kind with how many there are, the first of them, and the keys that hold them."""
     tensors, keys = (f"{n:,} {noun}{'s' * (n != 1)}" for n, noun in ((record.tensors, "tensor"), (record.keys, "other key")))
-    head = f"{record.file}: {tensors}, {keys} in the header"
+    head = f"{record.file}: {tensors}, {keys} in the header" + (f", and the {PEFT_CONFIG} beside it" if record.config else "")
     width = max((len(in_words(finding.kind, finding.count)) for finding in record.findings), default=0)
     lines = [head, *(_line(finding, width) for finding in record.findings)]
     private = [finding for finding in record.findings if finding.private]
@@ -43,8 +58,11 @@ def table(record: HeaderRecord) -> str:
     lines.append(f"private: {said}" if private else "private: nothing that is known")
     if record.kept is not None:
         lines.append(f"stripped: {record.stripped} (same weights, byte for byte; kept: {listed(record.kept, 400) or 'no key'})")
+        if record.stripped_config:
+            lines.append(f"stripped: {record.stripped_config} (taken out: {listed(record.taken_out or (), 400) or 'nothing'})")
     elif private:
-        lines.append("to release the weights without it: diffleak metadata FILE --strip OUT")
+        out = f"CLEAN/{PEFT_WEIGHTS}.safetensors" if record.config else "OUT"
+        lines.append(f"to release the weights without it: diffleak metadata FILE --strip {out}")
     return "\n".join(lines)
 
 
@@ -54,7 +72,7 @@ def gate(record: HeaderRecord, fail_on: str | None) -> None:
     if fail_on and private:
         said = ", ".join(in_words(finding.kind, finding.count) for finding in private)
         instead = f"release the copy {record.stripped}" if record.stripped else "--strip OUT writes a copy without"
-        raise GateFailed(f"the header of {shown(record.file, 120)} gives away {said}; {instead}")
+        raise GateFailed(f"{record.subject} {said}; {instead}")
 
 
 def _line(finding: Finding, width: int) -> str:

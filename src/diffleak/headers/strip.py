@@ -8,7 +8,8 @@
     config                          ComfyUI reads the settings of LTX-Video's networks there
     _quantization_metadata, tensor_names    how quantised weights are stored: ComfyUI, torchao
 
-Of these too a value with something private in it goes; of peft's settings the one that holds it, unless loading needs it.
+Of these too a value with something private in it goes; of peft's settings the one that holds it, unless loading needs it. The
+adapter_config.json that peft keeps beside an adapter is copied beside the copy, with null for the same settings.
 """
 
 import hashlib
@@ -16,11 +17,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
-from diffleak.records.headers import findings
-from diffleak.work.files import BLOCK, write_atomic
+from diffleak.records.headers import PEFT_CONFIG, PEFT_WEIGHTS, findings, read_peft_config
+from diffleak.work.files import BLOCK, write_atomic, write_new
 from diffleak.work.reading import Header, Unreadable, load_header, opened
 
 ADAPTER = "lora_adapter_metadata"
@@ -42,8 +43,19 @@ def needed(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in kept.items() if text and not _private(key, text)}
 
 
-def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
-    """Writes the copy and compares the bytes of its tensors with those of the file; returns the keys that it keeps.
+class Stripped(NamedTuple):
+    """What a copy has."""
+
+    kept: tuple[str, ...]
+    """Keys of its header."""
+    config: Path | None
+    """The copy of adapter_config.json beside it; None without one."""
+    taken_out: tuple[str, ...]
+    """Settings that are null in that copy and were not."""
+
+
+def strip(file: Path, header: Header, out: Path, config: Path | None = None) -> Stripped:
+    """Writes the copy and compares the bytes of its tensors with those of the file; `config` is peft's of the file.
 
     Raises `UserError` for a place where something is already, or that cannot be written, and as `needed` does.
     """
@@ -51,6 +63,14 @@ def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
         raise UserError(f"--strip OUT must end in .safetensors; got {shown(out, 150)}")
     if os.path.lexists(out):
         raise UserError(f"--strip writes a new file, and {shown(out, 150)} is there already: choose another name, or remove it")
+    beside = out.with_name(PEFT_CONFIG)
+    if config and os.path.lexists(beside):
+        raise UserError(
+            f"--strip also writes the {PEFT_CONFIG} of peft, beside OUT, and {shown(beside, 120)} is there already: name a file in a new "
+            f"folder, such as --strip CLEAN/{PEFT_WEIGHTS}.safetensors"
+        )
+    settings = read_peft_config(config) if config else {}
+    clean = _without_private(settings, PEFT_CONFIG)
     kept = needed(header.metadata)
     made = {**({"__metadata__": kept} if kept else {}), **header.tensors}
     text = json.dumps(made, separators=(",", ":"), ensure_ascii=False).encode()
@@ -69,7 +89,16 @@ def strip(file: Path, header: Header, out: Path) -> tuple[str, ...]:
 
     with refusing(Unreadable, f"{file} cannot be copied ({WHY}); repeat the command"):
         write_atomic(out, write)
-    return tuple(kept)
+    if not config:
+        return Stripped(tuple(kept), None, ())
+    try:
+        whole = {**dict.fromkeys(settings), **clean}  # null, and not left out, for readers that expect the key
+        if not write_new(beside, json.dumps(whole, indent=2, sort_keys=True)):
+            raise UserError(f"{beside} was written by another process meanwhile; choose another folder")
+    except BaseException:
+        out.unlink()
+        raise
+    return Stripped(tuple(kept), beside, tuple(name for name, value in settings.items() if whole[name] != value))
 
 
 def _hash(source: BinaryIO, copy: BinaryIO | None = None) -> str:
@@ -89,6 +118,11 @@ def _pruned(key: str, text: str) -> str:
     settings = _json(text)
     if not isinstance(settings, dict):
         return ""
+    return json.dumps(_without_private(settings, key), indent=2, sort_keys=True)
+
+
+def _without_private(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Settings of peft without those of its trainer's machine and private ones; raises `UserError` for a private one of the update."""
     kept = {name: value for name, value in settings.items() if name.rpartition(".")[2] not in OF_THE_MACHINE}
     private = [name for name, value in kept.items() if _private(key, json.dumps({name: value}))]
     if needed := next((name for name in private if name.rpartition(".")[2] in OF_THE_UPDATE), None):
@@ -96,7 +130,7 @@ def _pruned(key: str, text: str) -> str:
             f"--strip keeps the settings that decide what an adapter does, and {shown(needed)} of {key} holds something private: save the "
             "adapter again without it"
         )
-    return json.dumps({name: value for name, value in kept.items() if name not in private}, indent=2, sort_keys=True)
+    return {name: value for name, value in kept.items() if name not in private}
 
 
 def _private(key: str, text: str) -> bool:

@@ -28,18 +28,18 @@ from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, 
 from diffleak.hub import effect
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
-from diffleak.hub.layer_names import PEFT_PREFIX, TEXT_ENCODERS
+from diffleak.hub.layer_names import TEXT_ENCODERS
 from diffleak.hub.states import is_eighth, is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
+from diffleak.records.headers import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, peft_config
 from diffleak.records.plan import Adapter
 from diffleak.work.files import hash_file
 from diffleak.work.listed import split_named
 from diffleak.work.reading import Unreadable, load_json
 from diffleak.work.remembered import hash_weights
 
-FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-STATES = ("pytorch_lora_weights.bin", "adapter_model.bin")  # which are read where there are no FILES
-CONFIG = "adapter_config.json"  # of peft
+FILES = ("pytorch_lora_weights.safetensors", f"{PEFT_WEIGHTS}.safetensors")
+STATES = ("pytorch_lora_weights.bin", f"{PEFT_WEIGHTS}.bin")  # which are read where there are no FILES
 NAME = "diffleak"  # of the adapter, while it is loaded
 SETTINGS = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora")  # of peft, which decide the strength of a layer
 SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which is zero until it is trained
@@ -101,13 +101,13 @@ def adapter_file(lora: str | Path) -> Path:
     """
     with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
-    return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (CONFIG,))
+    return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (PEFT_CONFIG,))
 
 
 def adapter_fingerprint(file: Path, scale: float) -> str:
     """A hash of an adapter's files and of the scale at which it is applied."""
-    config = file.with_name(CONFIG)
-    files = [file, config] if file.stem == "adapter_model" and config.is_file() else [file]
+    config = peft_config(file)
+    files = [file, config] if config else [file]
     return hashlib.sha256(f"{hash_weights(files)} {scale!r}".encode()).hexdigest()
 
 
@@ -137,8 +137,8 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         raw = _with_prefix(raw, part, networks[part])
         of_peft = all(key.startswith(PEFT_PREFIX) for key in raw)
         header = {} if file.suffix in PICKLES else header_settings(file)
-        needed = f"peft writes {CONFIG} beside {file.name}, with the layers and their scale"
-        settings = read_json(file.with_name(CONFIG), needed) if of_peft else header
+        needed = f"peft writes {PEFT_CONFIG} beside {file.name}, with the layers and their scale"
+        settings = read_json(file.with_name(PEFT_CONFIG), needed) if of_peft else header
         refuse_other_kinds(raw, settings)
         changes = updates(raw, settings, networks)
         was = effect.before(changes, networks)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-PEFT_PREFIX = "base_model.model."
+from diffleak.records.headers import PEFT_PREFIX
+
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 PREFIXES = {  # of kohya's names and of ComfyUI's; "" is the denoiser
     "lora_unet_": "",

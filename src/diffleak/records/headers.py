@@ -3,18 +3,19 @@
 kohya's sd-scripts writes `ss_...` keys (tags of all captions with their counts, names of the folders, numbers of images) and
 `modelspec....`, the Stability AI model metadata standard; OneTrainer `ot_...` keys with its whole config; ai-toolkit `software`,
 `training_info` and what its job says. Every value is looked at, those inside of JSON too; names decide what a value is, and an absolute
-path is found wherever it stands.
+path is found wherever it stands. peft keeps the settings of an adapter in `adapter_config.json` beside it, where its trainer leaves the
+place of the base model: that file is published with the adapter, so it is looked at like a text of the header.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.records.base import Record
-from diffleak.work.reading import PICKLES, Header, Unreadable, found_at, load_header
+from diffleak.work.reading import PICKLES, Header, Unreadable, found_at, load_header, load_json
 
 Role = Literal["adapter", "model", "network", "embedding"]  # of a file in an audit
 Kind = Literal["captions", "names", "paths", "users", "comments", "images", "thumbnails", "ids", "about", "settings", "unknown"]
@@ -33,12 +34,18 @@ WORDS: dict[Kind, tuple[str, str]] = {  # one of a kind, and several
     "unknown": ("unknown key", "unknown keys"),
 }
 PRIVATE: tuple[Kind, ...] = ("captions", "names", "paths", "users", "comments", "images", "thumbnails")
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model"  # without its ending
+PEFT_PREFIX = "base_model.model."  # of the names of weights
 MOST_VALUES = 1000  # of a kind that are listed
 LONGEST_VALUE = 200  # characters of a value that is listed
 DEEPEST = 3  # JSON in a text in JSON in a text
 DEEPEST_INSIDE = 50  # lists and objects in each other; what is deeper is read as text
 
-KNOWN = re.compile(r"(ss|sshs|ot)_|modelspec\.|(format|lora_adapter_metadata|software|training_info|tensor_names|_quantization_metadata)$")
+KNOWN = re.compile(
+    r"(ss|sshs|ot)_|modelspec\.|"
+    r"(format|lora_adapter_metadata|adapter_config\.json|software|training_info|tensor_names|_quantization_metadata)$"
+)
 NOTHING = ("", "none", "null", "true", "false", "{}", "[]")
 PLACE = re.compile(r"(^|_)(dirs?|directory|folders?|paths?|files?|filenames?|file_names?|destination)$")  # ends of keys
 MODEL = re.compile(r"model|vae|checkpoint|clip|t5|unet|transformer|output_name|modelspec\.|license|(^|[._])(software|name|version|repo)$")
@@ -48,6 +55,7 @@ COMMENT = re.compile(r"comment|(^|[._])notes?$")
 IMAGES = re.compile(r"(img|image)s?_?count|num_(train_|reg_|val\w*_)?images|(^|_)image_num")
 ID = re.compile(r"hash|session|uuid|sha256|md5|_at$|(^|[._])date($|_)|timestamp|(^|_)time$")
 USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$|(^|[._])authors?$")
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # what else the value of a key that ends in name_or_path is, is a path
 STARTS = r"(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/]|/)"
 WHOLE_PATH = re.compile(r"(?:file://)?(?:(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/])[^\n\"]*|/[^\n\"/]+/[^\n\"]*)")
 PATH = re.compile(
@@ -88,18 +96,33 @@ class HeaderRecord(Record):
     """Number of tensors in the file."""
     keys: int
     """Number of keys of the header beside the tensors."""
+    config: str | None = None
+    """Path of the adapter_config.json of peft beside the file, whose values are among the findings; null without one."""
     findings: tuple[Finding, ...]
-    """What the header gives away, a kind each; empty where it says nothing."""
+    """What the header and that config give away, a kind each; empty where they say nothing."""
     private: bool
     """True where one of the findings is private."""
     stripped: str | None = None
     """Path of the copy without what loading does not need; null where none was written."""
     kept: tuple[str, ...] | None = None
     """Keys of the header that the copy keeps; null without a copy."""
+    stripped_config: str | None = None
+    """Path of the copy of adapter_config.json, beside that of the file; null where none was written."""
+    taken_out: tuple[str, ...] | None = None
+    """Settings that are null in the copy of adapter_config.json and were not; null without such a copy."""
+
+    @property
+    def subject(self) -> str:
+        """What gives away, with its verb."""
+        file = shown(self.file, 120)
+        return f"the header of {file} and its {PEFT_CONFIG} give away" if self.config else f"the header of {file} gives away"
 
 
 class GivenAway(Record):
-    """What the header of a released file gives away that is private, counted: of an adapter, an embedding, or a model or network in one."""
+    """What the header of a released file gives away that is private, counted: of an adapter, an embedding, or a model or network in one.
+
+    With an adapter of peft that includes its adapter_config.json.
+    """
 
     file: str
     """Path of the file, or its name where it is from the Hub."""
@@ -107,14 +130,17 @@ class GivenAway(Record):
     """Part that the file plays in the audit."""
     counts: dict[str, int]
     """Number of different values of each private kind, as `diffleak metadata` names the kinds; empty where there is none."""
+    config: bool = False
+    """True where the adapter_config.json of peft beside the file is counted too."""
 
     @property
     def sentence(self) -> str:
         """The same for a reader."""
+        give = f" and its {PEFT_CONFIG} give" if self.config else " gives"
         if not self.counts:
-            return f"The header of the {self.what} {self.file} gives away nothing private that is known."
+            return f"The header of the {self.what} {self.file}{give} away nothing private that is known."
         said = ", ".join(in_words(kind, self.counts[kind]) for kind in KINDS if kind in self.counts)
-        return f"The header of the {self.what} gives away: {said}. diffleak metadata {self.file} lists them, and --strip removes them."
+        return f"The header of the {self.what}{give} away: {said}. diffleak metadata {self.file} lists them, and --strip removes them."
 
 
 class Leaf(NamedTuple):
@@ -154,6 +180,32 @@ def read_header(file: Path) -> Header:
         raise UserError(f"the header of {shown(file, 150)} cannot be read ({error}); FILE must be a whole .safetensors file") from None
 
 
+def peft_config(file: Path) -> Path | None:
+    """The adapter_config.json beside an adapter that is in the layout of peft; None for any other file, and without one."""
+    config = file.with_name(PEFT_CONFIG)
+    if not config.is_file():
+        return None
+    try:
+        names = () if file.stem == PEFT_WEIGHTS else load_header(file).tensors
+    except Unreadable:
+        return None
+    return config if file.stem == PEFT_WEIGHTS or (names and all(name.startswith(PEFT_PREFIX) for name in names)) else None
+
+
+def read_peft_config(config: Path) -> dict[str, Any]:
+    """The settings in an adapter_config.json; raises `UserError` for what is no JSON object."""
+    with refusing(Unreadable, f"{config} cannot be read ({WHY}); peft writes it beside the adapter: save the adapter again"):
+        settings = load_json(config)
+        if not isinstance(settings, dict):
+            raise Unreadable(f"it holds a {type(settings).__name__}, and must hold an object")
+    return settings
+
+
+def texts(header: Header, config: Path | None) -> dict[str, str]:
+    """All texts that are looked at: those of a header, and a config of peft as one more."""
+    return header.metadata | ({PEFT_CONFIG: json.dumps(read_peft_config(config))} if config else {})
+
+
 def adapter_weight(names: Iterable[str]) -> str | None:
     """The first of these names of weights that is an adapter's, a LoRA's or another's; None where there is none."""
     return next((name for name in names if OF_ADAPTERS.search(name)), None)
@@ -183,8 +235,10 @@ def findings(metadata: Mapping[str, str]) -> tuple[Finding, ...]:
 
 def given_away(file: Path, what: Role, name: str | None = None) -> GivenAway:
     """What a file's header gives away that is private, for the record of an audit; `name` is how the user named the file."""
-    found = findings(read_header(file).metadata)
-    return GivenAway(file=name or str(file), what=what, counts={each.kind: each.count for each in found if each.private})
+    config = peft_config(file)
+    found = findings(texts(read_header(file), config))
+    counts: dict[str, int] = {each.kind: each.count for each in found if each.private}
+    return GivenAway(file=name or str(file), what=what, counts=counts, config=config is not None)
 
 
 def _leaves(trail: tuple[str, ...], value: object, depth: int = 0) -> Iterator[Leaf]:
@@ -230,7 +284,7 @@ def _kinds(leaf: Leaf) -> Iterator[tuple[Kind, str]]:
     folders = _under(leaf.trail, "dataset_dirs")
     if folders:
         yield "names", folders[0]
-    paths = [path for part in (*leaf.trail[1:], text) for path in _paths(part, bool(PLACE.search(name)))]
+    paths = [path for part in (*leaf.trail[1:], text) for path in _paths(part, name)]
     yield from (("paths", path) for path in paths)
     yield from (("users", user) for path in paths for user in HOME.findall(path))
     if inner is not None or paths or text.lower() in NOTHING:
@@ -270,8 +324,9 @@ def _under(trail: Sequence[str], name: str) -> Sequence[str] | None:
     return None if at is None else trail[at + 1 :]
 
 
-def _paths(text: str, is_place: bool) -> list[str]:
-    """The absolute paths in a text; one that is a path as a whole may have blanks in it."""
-    if WHOLE_PATH.fullmatch(text) or (is_place and re.match(STARTS, text)):
+def _paths(text: str, name: str) -> list[str]:
+    """The absolute paths in a text, by the name of its key also a relative one; what is a path as a whole may have blanks in it."""
+    local = name.endswith("name_or_path") and text.lower() not in NOTHING and not HUB_ID.fullmatch(text)
+    if local or WHOLE_PATH.fullmatch(text) or (PLACE.search(name) and re.match(STARTS, text)):
         return [text]
     return PATH.findall(text)
