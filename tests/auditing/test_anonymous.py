@@ -179,9 +179,7 @@ def flat(value: Any, where: str = "") -> dict[str, Any]:
 def test_folds_and_bootstraps_draw_the_rows_of_the_file_names(monkeypatch, model_folder, pictures, tmp_path):
     """What draws rows by their number must be given them in one order, anonymous or not."""
     seen = []
-    monkeypatch.setattr(
-        "diffleak.auditing.plan.blind_auc", lambda features, member, seed, complexity: seen.append((features, member)) or BLIND
-    )
+    monkeypatch.setattr("diffleak.stats.units.blind_auc", lambda features, member, *_: seen.append((features, member)) or BLIND)
     for anonymous in (False, True):
         audit(model_folder(), output=tmp_path / str(anonymous), anonymous=anonymous, **given(pictures, attacks="sima"))
     for one, other in zip(*seen, strict=True):

@@ -9,10 +9,15 @@ from fixtures.commands import all_recorded, call, refused, written_again
 from PIL import Image
 
 import diffleak
+from diffleak.auditing.config import AuditConfig
+from diffleak.auditing.plan import checked
+from diffleak.config import build
 from diffleak.data.cohort import two_sources
 from diffleak.data.scan import scan
 from diffleak.data.sources import open_source
 from diffleak.records.check import read_check
+
+RESIZED = {"resize": True, "attacks": "loss", "timesteps": "100", "device": "cpu"}
 
 
 def fields(n: int, seed: int, size: int = 16) -> np.ndarray:
@@ -84,6 +89,34 @@ def test_the_sides_are_compared_at_the_size_that_the_model_takes(sides, capsys):
     assert at_size.blind == small.blind != large.blind
     assert "--resize 8" in at_size.command and "--resize" not in large.command
     assert "resize" in refused(capsys, "check", "--members", "m", "--nonmembers", "n", "--resize", "2")
+
+
+def with_alpha(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.dstack([image, rng.integers(0, 256, image.shape[:2], dtype=np.uint8)])
+
+
+@pytest.mark.parametrize("each", [30, 60], ids=["permutation test", "classifier"])
+def test_check_and_audit_compare_the_sides_alike(tmp_path, model_folder, each):
+    """Near-duplicates, classes whose names sort otherwise than their numbers, transparent pictures and another size than the model's."""
+    rng, sides = np.random.default_rng(7), ("m", "n")
+    for number, side in enumerate(sides):
+        images = fields(each, 20 + number, size=24)
+        images[5:12] = [np.roll(images[4], 8 * k, axis=2) if k else images[4, :, ::-1] for k in range(7)]  # one cluster of eight or so
+        for i, image in enumerate(images):
+            folder = tmp_path / side / str((i * (i + number)) % 12)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(with_alpha(image, rng) if i % 9 == 4 or i == 5 else image).save(folder / f"{side}{i:02}.png")
+    given = {"members": str(tmp_path / "m"), "nonmembers": str(tmp_path / "n"), "seed": 3}
+    found = diffleak.check(**given, resize=16)
+    assert found.members.distinct < each and found.duplicates.clusters, "there are near-duplicates on a side"
+    model = str(model_folder(sample_size=16, in_channels=3, out_channels=3, num_class_embeds=12))
+    audited = checked(build(AuditConfig, given, {"model": model}, RESIZED))
+    assert audited.units.kind == "cluster" and (audited.blind.p_value is not None) == (each < 50)
+    assert found.blind == audited.blind.model_copy(update={"labels_p_value": None})
+    assert found.classes_p_value == audited.blind.labels_p_value is not None
+    model = str(model_folder("plain", sample_size=16, in_channels=3, out_channels=3))
+    plain = checked(build(AuditConfig, given, {"model": model}, RESIZED))
+    assert found.data_fingerprint == plain.plan.data_fingerprint
 
 
 def test_few_damaged_mixed_and_half_captioned_images_are_said(sides, capsys):

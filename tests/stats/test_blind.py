@@ -295,6 +295,8 @@ def test_the_p_value_of_classes_is_exact_under_the_null_and_small_where_the_clas
     assert binom.sf(sum(held) - 1, 300, 0.05) > 1e-3
     assert labels_p_value(np.where(member, 1, 7), member) == 1e-4
     assert labels_p_value(np.zeros(100, dtype=np.int64), member) == 1
+    renamed = np.array([10, 2, 33, 0, 7])
+    assert all(labels_p_value(labels, member, s) == labels_p_value(renamed[labels], member, s) for s in range(3)), "names decide nothing"
     few = np.array([0, 0, 1, 1, 1])  # of the 10 ways to choose 2 of 5, one has both of class 0
     sides = np.array([True, True, False, False, False])
     assert labels_p_value(few, sides, permutations=9999) == pytest.approx(0.1, abs=0.02)

@@ -53,7 +53,6 @@ from diffleak.records.run_folder import read_plan
 from diffleak.records.variants import Sweep
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
-from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.calibration import FEWEST
 from diffleak.stats.rules import LOGISTIC, RULES, needs_calibration
 from diffleak.stats.units import Units, units_of
@@ -115,9 +114,9 @@ class Prepared:
     def blind(self) -> Blind:
         """What tells the sides apart without the model. Its folds draw rows by their number, so another order gives other numbers."""
         units, seed = self.units, self.config.seed
-        found = blind_auc(units.mean(self.scan.features), units.member, seed, units.mean(self.scan.complexity))
+        found = units.blind(self.scan.features, self.scan.complexity, seed)
         if labels := self.scan.labels:
-            found = found.model_copy(update={"labels_p_value": labels_p_value(units.most_often(labels.numbers), units.member, seed)})
+            found = found.model_copy(update={"labels_p_value": units.classes_p_value(labels.numbers, seed)})
         return found
 
     @cached_property

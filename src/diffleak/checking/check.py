@@ -14,7 +14,7 @@ from diffleak.data.cohort import IN_MEMORY, Cohort, one_source, two_sources
 from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.draw import calibrate_size, images_for
 from diffleak.data.duplicates import beside_members
-from diffleak.data.enough import counted, since
+from diffleak.data.enough import counted, images_of, since
 from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import possible_classes
 from diffleak.data.pixels import ImageShape, fit
@@ -26,9 +26,10 @@ from diffleak.records.audit import Blind
 from diffleak.records.base import written
 from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
 from diffleak.records.digests import write_recorded
-from diffleak.stats.blind import INVALID_P, blind_auc, finding, labels_p_value
+from diffleak.stats.blind import INVALID_P, finding
 from diffleak.stats.metrics import LEVEL
 from diffleak.stats.power import POWER, detectable_auc, detectable_tpr, images_for_auc, images_for_tpr
+from diffleak.stats.units import Units, units_of
 from diffleak.work.progress import progress, say
 
 LISTED = 500  # pairs in the record
@@ -90,10 +91,11 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
     looked.tally.refuse(cohort.names[0], config.decoding)
     looked.tally.refuse_white(config.decoding)
     found = _duplicates(looked)
-    blind = _blind(looked, config.resize, config.seed)
+    units = units_of(kept.ids, kept.keys, member, looked.duplicates.clusters)
+    blind = _blind(looked, units, config.resize, config.seed)
     labels = _classes(kept)
-    p_value = None if labels is None or member.all() or not member.any() else labels_p_value(labels, member, config.seed)
-    distinct = [len(np.unique(looked.duplicates.clusters[side])) for side in (member, ~member)]
+    p_value = None if labels is None or member.all() or not member.any() else units.classes_p_value(labels, config.seed)
+    distinct = counted(looked.duplicates.clusters, member)
     sides = _sides(cohort, looked, distinct)
     problems = tuple(_problems(looked, found, blind))
     return Check(
@@ -150,11 +152,14 @@ def _duplicates(looked: Survey) -> Duplicates:
     )
 
 
-def _blind(looked: Survey, size: int | None, seed: int) -> Blind:
-    """The blind baseline of audits, on images brought to the size of the model, else to the shape that most of them have."""
+def _blind(looked: Survey, units: Units, size: int | None, seed: int) -> Blind:
+    """The blind baseline of audits, on images brought to the size of the model, else to the shape that most of them have.
+
+    A model of grey images sees them in grey, and one of buckets each at a size of its own; without a model neither is known.
+    """
     member = looked.cohort.member
-    if min(int(member.sum()), int((~member).sum())) < FEWEST:
-        return Blind(reason=f"fewer than {FEWEST} readable images on a side")
+    if min(images_of(units.member)) < FEWEST:
+        return Blind(reason=f"fewer than {FEWEST} readable images on a side, near-duplicates counted once")
     shape = Counter(looked.shapes).most_common(1)[0][0]
     shape = ImageShape(min(shape.channels, 3), size or shape.height, size or shape.width)
     features, complexities = np.zeros((len(member), FEATURES)), np.zeros((len(member), len(NAMES)))
@@ -163,7 +168,7 @@ def _blind(looked: Survey, size: int | None, seed: int) -> Blind:
             pixels = fit(looked.cohort.read(row), shape, True, image_id)
             features[row], complexities[row] = image_features(pixels), complexity(pixels)
             advance(1)
-    return blind_auc(features, member, seed, complexities)
+    return units.blind(features, complexities, seed)
 
 
 def _classes(cohort: Cohort) -> np.ndarray | None:

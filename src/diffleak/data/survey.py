@@ -8,14 +8,17 @@ from jaxtyping import UInt8
 from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import SKIP_HINT, UnreadableImage
 from diffleak.data.duplicates import SIDE, Duplicates, find_duplicates, sketch
-from diffleak.data.pixels import ImageShape, pixel_hash, shape_of
+from diffleak.data.pixels import ImageShape, pixel_hash, shape_of, without_alpha
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.work.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What was found. `cohort` holds the readable images, and everything else is in their order."""
+    """What was found. `cohort` holds the readable images, and everything else is in their order.
+
+    Hashes are of colours without alpha, which next to no model takes, as those of an audit's scan are.
+    """
 
     cohort: Cohort
     shapes: tuple[ImageShape, ...]
@@ -43,7 +46,7 @@ def survey(cohort: Cohort) -> Survey:
                 continue
             place, tally = len(shapes), tally.plus(notes)
             shapes.append(shape_of(pixels))
-            hashes[place], sketches[place] = np.frombuffer(pixel_hash(pixels), dtype=np.uint8), sketch(pixels)
+            hashes[place], sketches[place] = np.frombuffer(pixel_hash(without_alpha(pixels, 3)), dtype=np.uint8), sketch(pixels)
     kept = cohort.only(readable)
     hashes = hashes[: len(kept)]
     found = find_duplicates(sketches[: len(kept)], hashes)

@@ -10,6 +10,10 @@ inference attacks for foundation models", arXiv 2406.16201.
 Few images show only large differences, so the test of the second kind says which it would have found: `detectable_auc`.
 Two sides of one source are called different in at most INVALID_P of audits. For a class-conditional model the classes are compared too,
 by a permutation test of their own at the same level.
+
+What is compared are units (`diffleak.stats.units`): near-duplicates on one side are one image with the mean of their statistics, since
+copies make a difference of few images look like one of many. `check` and audits ask `Units.blind` and `Units.classes_p_value`, so of the
+same images at the same size they have the same numbers.
 """
 
 import warnings
@@ -108,10 +112,12 @@ def labels_p_value(
 
         T = sum over classes of (members of the class - expected)^2 / expected        p = (1 + #{permuted T >= T}) / (1 + permutations)
 
-    A class-conditional model is given the class, so classes that differ between the sides tell them apart as pixels do. p is exact.
+    A class-conditional model is given the class, so classes that differ between the sides tell them apart as pixels do. p is exact, and
+    does not depend on how the classes are numbered.
     """
     _, of = np.unique(labels, return_inverse=True)
     sizes, members = np.bincount(of), int(member.sum())
+    of, sizes = np.argsort(np.argsort(sizes, kind="stable"))[of], np.sort(sizes)  # the classes drawn from in the order of their sizes
     expected = sizes * (members / len(labels))
     drawn = np.random.default_rng((seed, 4)).multivariate_hypergeometric(sizes, members, size=permutations, method="marginals")
     each = ((np.concatenate([np.bincount(of[member], minlength=len(sizes))[None], drawn]) - expected) ** 2 / expected).sum(axis=1)

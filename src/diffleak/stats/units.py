@@ -21,7 +21,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from diffleak.data.cohort import sort_key
 from diffleak.data.duplicates import clusters_of
+from diffleak.records.audit import Blind
 from diffleak.records.scores import Samples, Scores, Unit, means, numbered
+from diffleak.stats.blind import blind_auc, labels_p_value
 from diffleak.stats.evaluation import Divisions, divided
 
 
@@ -91,6 +93,15 @@ class Units:
         counts = np.zeros((len(self), int(numbers.max()) + 1), dtype=np.int64)
         np.add.at(counts, (self.of, numbers), 1)
         return counts.argmax(axis=1)
+
+    def blind(self, features: Float64[np.ndarray, "n f"], complexity: Float64[np.ndarray, "n c"], seed: int) -> Blind:
+        """What tells the units of the two sides apart without the model, by the `image_features` and the `complexity` of every image."""
+        return blind_auc(self.mean(features), self.member, seed, self.mean(complexity))
+
+    def classes_p_value(self, labels: Int64[np.ndarray, " n"], seed: int) -> float:
+        """How often chance makes the classes of the two sides as different (`labels_p_value`), each unit of the class that most of its
+        images have."""
+        return labels_p_value(self.most_often(labels), self.member, seed)
 
     def sizes(self) -> Int64[np.ndarray, " u"]:
         """The number of images of each unit."""
