@@ -130,18 +130,32 @@ def test_an_invalid_audit_gives_exit_code_four_after_writing_everything(capsys, 
         (["--attacks", "sima_mc(n=3)"], "unknown parameter of sima_mc 'n'"),
         (["--attacks", "sima,sima"], "each attack must be listed once; sima"),
         (["--timesteps", "0:1000:100"], r"timesteps must lie in [0, 1000)"),
-        (["--timesteps", "ten"], "timesteps are written start:stop:step"),
+        (["--timesteps", "ten"], "--timesteps must be start:stop:step"),
         (["--shard", "3/2"], "--shard i/n needs 1 <= i <= n; got 3/2"),
-        (["--batch-size", "0"], "batch_size: must be 'auto' or a whole number of at least 1"),
+        (["--batch-size", "0"], "--batch-size must be 'auto' or a whole number of at least 1"),
         (["--dtype", "float31"], "unknown dtype 'float31'; did you mean 'float32'"),
         (["--device", "quantum"], "device 'quantum' cannot be used"),
         (["--data", "digits"], "give --members and --nonmembers, or --data and --split, not both"),
-        (["--max-auc", "1.5"], "max_auc: "),
+        (["--max-auc", "1.5"], "--max-auc must be at most 1; got 1.5"),
         (["--atacks", "sima"], "No such option: --atacks"),
     ],
 )
 def test_wrong_settings_are_one_line(capsys, model, sides, tmp_path, change, message):
     assert message in refused(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run", *change)
+
+
+def test_a_wrong_value_is_named_as_the_user_named_it(capsys, model, sides, tmp_path):
+    file, run = tmp_path / "audit.yaml", ("audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
+    file.write_text("limit: 0\nmax_auc: true\ncalibrate-fraction: 0.001\n")
+    assert "diffleak: max_auc must not be true or false" in refused(capsys, *run, "-C", file)
+    given = (*run, "-C", file, "--max-auc", 0.6)
+    assert "diffleak: limit must be at least 1; got 0" in refused(capsys, *given)
+    assert "diffleak: --limit must be at least 1; got -3" in refused(capsys, *given, "--limit", -3)
+    said = "must leave images in both parts; 0.001 of 12 images"
+    assert f"diffleak: calibrate_fraction {said}" in refused(capsys, *given, "--limit", 12)
+    assert f"diffleak: --calibrate-fraction {said}" in refused(capsys, *given, "--limit", 12, "--calibrate-fraction", 0.001)
+    assert "diffleak: --probes must be at least 1" in refused(capsys, *run, "--probes", 0), "no file"
+    assert "diffleak: sima: timesteps must be start:stop:step" in refused(capsys, *run, "--attacks", "sima(timesteps=ten)"), "of an attack"
 
 
 def test_an_unknown_config_key_names_the_nearest(capsys, model, sides, tmp_path):
@@ -365,9 +379,9 @@ def test_a_dry_run_of_geometry_with_two_sides_counts_their_queries(capsys, laten
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--top", "65"], "top must be at most 64, the most singular values there are; got 65"),
-        (["--top", "0"], "top: Input should be greater than or equal to 1; got 0"),
-        (["--probes", "0"], "probes: Input should be greater than or equal to 1; got 0"),
+        (["--top", "65"], "--top must be at most 64, the most singular values there are; got 65"),
+        (["--top", "0"], "--top must be at least 1; got 0"),
+        (["--probes", "0"], "--probes must be at least 1; got 0"),
         (["--data", "nowhere.npy"], "found nothing at nowhere.npy"),
         (["--nonmembers", "digits"], "not both"),
     ],

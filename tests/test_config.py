@@ -54,7 +54,11 @@ def test_a_mark_at_the_beginning_and_keys_of_other_kinds_are_read_as_texts(tmp_p
 
 
 def test_a_long_value_of_a_config_is_cut_in_the_message():
-    for given, said in (({"seed": "x" * 5000}, "seed: "), ({"x" * 5000: 1}, "unknown config key"), ({"exif": ["y"] * 5000}, "exif: ")):
+    for given, said in (
+        ({"seed": "x" * 5000}, "seed must be a whole number; got "),
+        ({"x" * 5000: 1}, "unknown config key"),
+        ({"exif": ["y"] * 5000}, "exif must be "),
+    ):
         with pytest.raises(UserError) as refusal:
             build(AuditConfig, given)
         assert said in str(refusal.value) and len(str(refusal.value)) <= 400
@@ -65,7 +69,7 @@ def test_a_truth_value_is_no_number_text_or_path(key):
     sides = {"members": "a", "nonmembers": "b"}
     for value in (True, False):
         with pytest.raises(
-            UserError, match=f"^{key}: must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes"
+            UserError, match=f"^{key} must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes"
         ):
             build(AuditConfig, {**sides, key: value})
     assert build(AuditConfig, {**sides, "resize": True, "calibration": True}).resize

@@ -14,12 +14,20 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from diffleak.errors import WHY, UserError, refuse_other_bytes, refusing, shown, unknown
+from diffleak.errors import WHY, SettingError, UserError, refuse_other_bytes, refusing, shown, unknown
 from diffleak.work.listed import join_named
 from diffleak.work.reading import Unreadable, load_yaml
 
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
+
+# pydantic's words, and ours
+PLAINER = (
+    *(("Input should ", "must "), ("String should ", "must "), ("Input is not a valid path for <class 'pathlib.Path'>", "must be a path")),
+    *(("greater than or equal to", "at least"), ("less than or equal to", "at most")),
+    ("a valid integer, unable to parse string as an integer", "a whole number"),
+    ("a valid number, unable to parse string as a number", "a number"),
+)
 
 SEED = "Seed of the random draws ({default}): the same seed gives the same result."
 
@@ -178,7 +186,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
     for key, value in merged.items():
         annotation = fields[key].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
-            raise UserError(f"{key}: must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes")
+            raise SettingError(key, f"must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes")
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, str | Path):
                 refuse_other_bytes(str(each))
@@ -190,8 +198,11 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         if first["type"] == "missing":
             raise UserError(f"{key} must be given: add --{key.replace('_', '-')}, or the key {key} to the config file") from None
         got = "" if isinstance(first["input"], dict) else f"; got {shown(repr(first['input']))}"
-        where = f"{key}: " if key else ""
-        raise UserError(f"{where}{first['msg'].removeprefix('Value error, ')}{got}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        for theirs, ours in PLAINER:
+            said = said.replace(theirs, ours, 1)
+        said = f"{said if said.startswith('must ') or not key else f'is wrong: {said}'}{got}"
+        raise (SettingError(key, said) if key else UserError(said)) from None
 
 
 def _unknown_key(kind: type[Config], key: str) -> UserError:

@@ -29,6 +29,18 @@ class UserError(DiffleakError):
     exit_code = 2
 
 
+class SettingError(UserError):
+    """A setting has a wrong value: `said` is what must hold and what was given.
+
+    The message begins with the config key, which is the name in Python too; the command line puts the flag in its place
+    (`diffleak.options`).
+    """
+
+    def __init__(self, key: str, said: str) -> None:
+        super().__init__(f"{key} {said}")
+        self.key, self.said = key, said
+
+
 class GateFailed(DiffleakError):
     """The audit is sound and its result is above a limit that the user set (exit code 3)."""
 
@@ -46,7 +58,7 @@ def refusing(
     kinds: type[Exception] | tuple[type[Exception], ...],
     message: str,
     said: Callable[[Exception], str] = str,
-    raises: type[UserError] = UserError,
+    raises: Callable[[str], UserError] = UserError,
 ) -> Iterator[None]:
     """Raises a `UserError` in the place of errors of these kinds: the message, with what is `said` of the error where it has WHY.
 

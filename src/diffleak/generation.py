@@ -34,7 +34,7 @@ from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import AtOnce, sample, sample_alike
 from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import SettingError, UserError
 from diffleak.records.quality import DRAWN as FOLDER
 from diffleak.work.files import check_seal, write_text
 from diffleak.work.folder import UNKNOWN, Change, Folder, chunk_file, cut, deal, in_chunks, set_aside
@@ -178,11 +178,11 @@ def plan_drawing(
     """
     shape = target.shape or shape
     if n < 1:
-        raise UserError(f"images must be at least 1, so that there is something to measure; got {n}")
+        raise SettingError("images", f"must be at least 1, so that there is something to measure; got {n}")
     if shape is None:
         raise UserError("this model takes images of any size, so the size to draw must be given: shape=ImageShape(channels, height, width)")
     if rounds < 1:
-        raise UserError(f"rounds must be at least 1; got {rounds}")
+        raise SettingError("rounds", f"must be at least 1; got {rounds}")
     if rounds > 1 and len(target.denoiser.exposed) == 1:
         raise UserError(f"rounds are an attack on two models that take turns; this is one model: leave out --rounds {rounds}")
     if rounds > 1 and sampler == "dpm":
@@ -221,7 +221,7 @@ def _guidance(target: Target, scale: float | None) -> float | None:
     if scale is None:
         return target.denoiser.scale if isinstance(target.denoiser, Guided) else GUIDANCE
     if not isfinite(scale) or scale < 0:
-        raise UserError(f"the guidance scale must be a number of at least 0 (1 is no guidance); got {scale}")
+        raise SettingError("guidance_scale", f"must be a number of at least 0 (1 is no guidance); got {scale}")
     return float(scale)
 
 
@@ -321,7 +321,7 @@ def draw_one(drawing: Drawing, image: int, batch_size: int | None = None) -> UIn
 def _batch_size(drawing: Drawing, given: int | None) -> int:
     """Images per forward; raises `UserError` for fewer than 1."""
     if given is not None and given < 1:
-        raise UserError(f"batch_size must be at least 1; got {given}")
+        raise SettingError("batch_size", f"must be at least 1; got {given}")
     if drawing.at_once:
         return drawing.at_once
     return given or max(1, auto_batch_size(drawing.latent, drawing.target.device) // drawing.denoiser.forwards)

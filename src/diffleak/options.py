@@ -6,7 +6,8 @@
     PANELS        of the Config: under which heading of the help an option stands
     `Flag`        the short flag, or the flag that switches a setting off
 
-An option that is not given is None, and the config file or the default of its field decides. A Config is imported when its command is
+An option that is not given is None, and the config file or the default of its field decides. A wrong value is named by its flag, or by
+its key where the config file gave it. A Config is imported when its command is
 run, so that `diffleak --help` loads none.
 """
 
@@ -55,7 +56,7 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
     A function that makes the Config itself takes a dict of the options, as its parameter `given`.
     """
     from diffleak.config import build, flag, read_yaml, settings_of
-    from diffleak.errors import UserError
+    from diffleak.errors import SettingError, UserError
 
     fields = settings_of(kind)
     replaced = {"given": [*fields], "settings": [*fields, "config"]}
@@ -67,7 +68,16 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
     parameters = {name: known[name] for name in ordered if name in known}
 
     def call(**values: Any) -> None:
-        given = {key: values.pop(key) for key in flags}
+        given, file = {key: values.pop(key) for key in flags}, values.get("config")
+        try:
+            called(given, values)
+        except SettingError as error:
+            of_file = given.get(error.key) is None and error.key in read_yaml(file)
+            if of_file or error.key not in flags:
+                raise
+            raise UserError(f"{error.key.upper() if error.key == kind.ARGUMENT else flag(error.key)} {error.said}") from None
+
+    def called(given: dict[str, Any], values: dict[str, Any]) -> None:
         if "given" in own:
             return function(given=given, **values)
         read = read_yaml(values.pop("config"))

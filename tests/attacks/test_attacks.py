@@ -624,7 +624,7 @@ def test_a_sweep_does_not_touch_the_timesteps_that_an_attack_averages_over() -> 
         ("noise_aggregation(k=1)", "noise_aggregation needs k >= 2, stride >= 1 and sigma >= 0; got 1, 10, 0.1"),
         ("noise_aggregation(stride=0)", "noise_aggregation needs k >= 2, stride >= 1 and sigma >= 0; got 5, 0, 0.1"),
         ("noise_aggregation(sigma=-1)", "noise_aggregation needs k >= 2, stride >= 1 and sigma >= 0; got 5, 10, -1.0"),
-        ("sima(timesteps=ten)", "timesteps are written start:stop:step (stop included), or one number; got 'ten'"),
+        ("sima(timesteps=ten)", "timesteps must be start:stop:step (stop included), or one number; got 'ten'"),
     ],
 )
 def test_a_wrong_spec_says_what_must_hold(spec: str, message: str) -> None:
@@ -667,14 +667,14 @@ def test_timestep_grids_include_their_stop(text: str | int, expected: tuple[int,
 
 @pytest.mark.parametrize("text", ["", "a:b", "10:300:ten", "10:300:0", "1:2:3:4", "1.5", "10,20", "10+", "50:10:-10", f"0:{10**25}"])
 def test_timesteps_that_are_no_grid_are_refused(text: str) -> None:
-    message = f"timesteps are written start:stop:step (stop included), or one number; got {text!r}"
+    message = f"timesteps must be start:stop:step (stop included), or one number; got {text!r}"
     with pytest.raises(UserError, match=re.escape(message)):
         parse_timesteps(text)
 
 
 def test_a_grid_has_at_most_a_hundred_thousand_timesteps() -> None:
     assert len(parse_timesteps("0:49999+50000:99999")) == 100_000
-    with pytest.raises(UserError, match="timesteps are written start:stop:step"):
+    with pytest.raises(UserError, match="timesteps must be start:stop:step"):
         parse_timesteps("0:50000+50001:100000")
 
 

@@ -374,7 +374,7 @@ def test_halves_that_would_be_empty_and_impossible_seeds_are_refused_before_scor
         with pytest.raises(UserError, match="calibrate_fraction must leave images in both parts"):
             diffleak.audit(model, **settings(data, calibrate_fraction=fraction))
     for seed in (-1, 2**33):
-        with pytest.raises(UserError, match="seed: "):
+        with pytest.raises(UserError, match=r"^seed must "):
             diffleak.audit(model, **settings(data, seed=seed))
 
 

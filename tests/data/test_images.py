@@ -670,7 +670,7 @@ def test_training_refuses_what_an_audit_refuses(tmp_path):
     rgba = training(tmp_path / "clear.npy", tmp_path / "m", alpha="white")
     assert "this model takes RGBA" in refusal(lambda: read_training_data(rgba, ImageShape(4, 6, 8)))
     opaque = {"model": {"in_channels": 3, "out_channels": 3}}
-    assert "alpha: Input should be" in refusal(lambda: training(tmp_path / "clear.npy", tmp_path / "m", alpha="lilac"))
+    assert "alpha must be" in refusal(lambda: training(tmp_path / "clear.npy", tmp_path / "m", alpha="lilac"))
     read = read_training_data(training(tmp_path / "clear.npy", tmp_path / "m", **opaque))
     np.testing.assert_array_equal(read.images, pictures(12, channels=4)[..., :3])
     assert read.tally.transparent == 12

@@ -480,7 +480,7 @@ def test_a_folder_with_other_halves_and_an_unknown_method_are_refused(data, tmp_
     defend(settings("dual", data, tmp_path / "out", steps=1))
     with pytest.raises(UserError, match="holds a defence with other halves"):
         defend(settings("dual", data, tmp_path / "out", steps=1, seed=5))
-    with pytest.raises(UserError, match="method: Input should be 'dual', 'distill' or 'one-teacher'; got 'destill'"):
+    with pytest.raises(UserError, match="method must be 'dual', 'distill' or 'one-teacher'; got 'destill'"):
         settings("destill", data, tmp_path / "out")
     with pytest.raises(UserError, match="a defence trains denoisers; got kind vae"):
         defend(settings("dual", data, tmp_path / "v", kind="vae"))

@@ -320,11 +320,11 @@ BAD = [
     (["--images", "0"], "images': Input should be greater than or equal to 1"),
     (["--draws", "2"], "takes no captions; leave out --draws: give the number of all images with --images"),
     (["--captions", "own"], "takes no captions; leave out --captions"),
-    (["--steps", "2000"], "steps must lie in [1, 1000]"),
+    (["--steps", "2000"], "--steps must lie in [1, 1000]"),
     (["--extractor", "sscd"], "the extractor sscd needs its TorchScript file: sscd:FILE"),
     (["--extractor", "torchscript:none.pt"], "must be a TorchScript file; there is no file at none.pt"),
     (["--extractor", "pixel"], "pixels"),
-    (["--false-copies", "0.9"], "false_copies: Input should be less than or equal to 0.5"),
+    (["--false-copies", "0.9"], "--false-copies must be at most 0.5"),
     (["--members", "digits"], "leave out --members and --nonmembers"),
 ]
 

@@ -365,7 +365,7 @@ def test_what_is_said_of_controls_names_the_file_that_it_speaks_of():
         ({"max_auc": 0.6}, "max_auc is a setting of an audit, and this is an inquiry: leave it out"),
         ({"calibration": False}, "calibration is a setting of an audit"),
         ({"calibrate_fraction": 0.2}, "calibrate_fraction is a setting of an audit"),
-        ({"repeats": 0}, "repeats: Input should be greater than or equal to 1"),
+        ({"repeats": 0}, "repeats must be at least 1"),
         ({"image": "a"}, "did you mean 'images'"),
     ],
 )

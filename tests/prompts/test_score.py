@@ -487,12 +487,12 @@ def test_one_list_needs_neither_labels_nor_a_folder(capsys: pytest.CaptureFixtur
         ([], "there must be prompts: give --memorised FILE and --ordinary FILE, or --prompts FILE"),
         (["--memorised", "a.txt"], "--memorised and --ordinary are compared with each other: give both"),
         (["--prompts", "no.txt"], "found nothing at no.txt"),
-        (["--prompts", "no.txt", "--images", "0"], "images: "),
+        (["--prompts", "no.txt", "--images", "0"], "diffleak: --images must be at least 1"),
         (
             ["--prompts", "no.txt", "--no-draw", "--timestep", "90"],
             "--timestep must be left out with --no-draw",
         ),
-        (["--prompts", "no.txt", "--guidance-scale", "nan"], "guidance_scale: "),
+        (["--prompts", "no.txt", "--guidance-scale", "nan"], "diffleak: --guidance-scale must be a finite number"),
     ],
     ids=str,
 )

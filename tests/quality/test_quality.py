@@ -193,16 +193,16 @@ def test_copies_may_be_found_with_another_encoder(capsys, command):
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("images must be at least 1, so that there is something to measure; got 0", ["--images", "0"]),
+        ("--images must be at least 1, so that there is something to measure; got 0", ["--images", "0"]),
         ("there must be at least 10 real images to compare with; got 9: add more", ["--limit", "9"]),
-        ("steps must lie in [1, 1000], the model's schedule; got 2000", ["--steps", "2000"]),
+        ("--steps must lie in [1, 1000], the model's schedule; got 2000", ["--steps", "2000"]),
         ("rounds are an attack on two models that take turns", ["--rounds", "2"]),
         ("the extractor must be a TorchScript file; there is no file at nowhere.pt", ["--extractor", "nowhere.pt"]),
         ("unknown extractor 'incepton'; did you mean 'inception'?", ["--extractor", "incepton"]),
         ("the extractor sscd needs its TorchScript file: sscd:FILE", ["--extractor", "sscd"]),
         ("the encoder must be a folder or a hub id (owner/name); found nothing at ./nowhere", ["--copy-encoder", "clip:./nowhere"]),
         ("--split already says which images are held out and which are training images", ["--reference", "digits"]),
-        ("sampler: Input should be 'ddim', 'ddpm' or 'dpm'; got 'heun'", ["--sampler", "heun"]),
+        ("--sampler must be 'ddim', 'ddpm' or 'dpm'; got 'heun'", ["--sampler", "heun"]),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_drawn(capsys, command, tmp_path, message, arguments):

@@ -233,4 +233,4 @@ def test_the_command_writes_the_file_and_says_where(data, blip, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", [*command, "-n", "0", "-o", str(tmp_path / "none.jsonl")])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert capsys.readouterr().err.splitlines()[-1] == "diffleak: n must be at least 1; got 0"
+    assert capsys.readouterr().err.splitlines()[-1] == "diffleak: --n must be at least 1; got 0"

@@ -178,7 +178,7 @@ def test_a_conditional_model_is_validated_with_the_labels_of_the_images_set_asid
 def test_settings_of_early_stopping_that_cannot_be_had_are_one_line(data, tmp_path):
     out = tmp_path / "model"
     cases = [
-        ({"validation": 1.5}, "validation: .*less than 1; got 1.5"),
+        ({"validation": 1.5}, "validation must be less than 1; got 1.5"),
         ({"validation": 0.01}, "validation must set aside some images and leave some; got 0.01 of 30, which is 0"),
         ({"validation": 0.99}, "validation must set aside some images and leave some; got 0.99 of 30, which is 30"),
         ({"patience": 3}, "--patience counts checks of the validation loss; give --validation FRACTION too"),

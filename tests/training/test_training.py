@@ -145,8 +145,8 @@ def test_bad_settings_are_one_line(data, tmp_path):
     out = tmp_path / "model"
     cases = [
         ({"learning_rat": 1e-3}, "unknown config key 'learning_rat'; did you mean 'learning_rate'"),
-        ({"steps": 0}, "steps: .*greater than or equal to 1; got 0"),
-        ({"mixed_precision": "fp8"}, "mixed_precision: .*'no', 'fp16', 'bf16' or 'auto'; got 'fp8'"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be 'no', 'fp16', 'bf16' or 'auto'; got 'fp8'"),
         ({"model": {**TINY, "block_out_chanels": [8]}}, "unknown model key 'block_out_chanels'; did you mean 'block_out_channels'"),
         ({"model": {**TINY, "down_block_types": ["DownBlock2D", "NoBlock"]}}, "diffusers refuses this UNet2DModel"),
         ({"scheduler": {"beta_shedule": "linear"}}, "unknown scheduler key 'beta_shedule'; did you mean 'beta_schedule'"),
@@ -467,8 +467,8 @@ def test_settings_that_do_not_fit_the_kind_are_one_line(data, tmp_path, trained)
         ({"kind": "vae", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a vae; leave it out"),
         ({"kind": "vq", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a vq; leave it out"),
         ({"autoencoder": folder, "flip": True}, "latents cannot be flipped like pixels; leave out --flip, or flip the images themselves"),
-        ({"kind": "gan"}, "kind: .*'denoiser', 'vae', 'vq' or 'text-to-image'; got 'gan'"),
-        ({"kl_weight": -1}, "kl_weight: .*greater than or equal to 0; got -1"),
+        ({"kind": "gan"}, "kind must be 'denoiser', 'vae', 'vq' or 'text-to-image'; got 'gan'"),
+        ({"kl_weight": -1}, "kl_weight must be at least 0; got -1"),
         ({"kind": "vae", "model": {**AUTOENCODER, "latent_chanels": 4}}, "unknown model key 'latent_chanels'; did you mean"),
         ({"kind": "vae", "model": {**AUTOENCODER, "norm_num_groups": 3}}, "diffusers refuses this AutoencoderKL configuration"),
         ({"autoencoder": tmp_path / "nowhere"}, "nowhere must hold an autoencoder, as vae/ or vqvae/"),

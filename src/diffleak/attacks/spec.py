@@ -6,12 +6,13 @@ import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, get_args
 
 from diffleak.attacks.base import SWEEP, Attack, Direction, written
 from diffleak.diffusion.own_code import imported
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import WHY, UserError, refusing, shown, unknown
+from diffleak.errors import WHY, SettingError, UserError, refusing, shown, unknown
 
 FLOW_SWEEP = tuple(range(50, 951, 50))  # of 1000 timesteps: the twentieths of the path of flow matching
 MOST_TIMESTEPS = 100_000  # a longer grid is a slip of the keyboard
@@ -44,7 +45,8 @@ def parse(text: str, attacks: Mapping[str, type[Attack]], timesteps: tuple[int, 
             raise unknown(f"parameter of {name}", key, known)
         if key in given:
             raise UserError(f"{name}: {key} is given twice")
-        given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
+        with refusing(SettingError, f"{name}: {WHY}"):
+            given[key] = parse_timesteps(value) if key == "timesteps" else _convert(name, key, value, known[key].default)
     with refusing(TypeError, f"{name} cannot be made ({WHY})"):  # an abstract class, or a parameter without a default
         return kind(**{**swept, **given})
 
@@ -153,15 +155,15 @@ def _convert(attack: str, key: str, value: str, default: Any) -> Any:
 
 def parse_timesteps(text: str | int) -> tuple[int, ...]:
     """A grid `start:stop:step` with stop included, `start:stop` (step 1), one integer, or several joined by '+'."""
-    message = f"timesteps are written start:stop:step (stop included), or one number; got {shown(repr(text))}"
-    with refusing((ValueError, TypeError, OverflowError), message):
+    message = f"must be start:stop:step (stop included), or one number; got {shown(repr(text))}"
+    with refusing((ValueError, TypeError, OverflowError), message, raises=partial(SettingError, "timesteps")):
         numbers = [[int(n) for n in part.split(":")] for part in str(text).split("+")]
         ranges = [range(n[0], n[0] + 1) if len(n) == 1 else range(n[0], n[1] + 1, *n[2:]) for n in numbers]
         if any(r.step < 0 for r in ranges) or sum(map(len, ranges)) > MOST_TIMESTEPS:
             raise ValueError
         grid = [t for r in ranges for t in r]
     if not grid or any(t < 0 for t in grid):
-        raise UserError(f"timesteps must be a non-empty grid of non-negative integers; got {shown(repr(text))}")
+        raise SettingError("timesteps", f"must be a non-empty grid of non-negative integers; got {shown(repr(text))}")
     return tuple(sorted(set(grid)))
 
 

@@ -33,7 +33,7 @@ from diffleak.diffusion.devices import free_unused_memory, on_device
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import AtOnce
 from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once
-from diffleak.errors import UserError
+from diffleak.errors import WHY, SettingError, UserError, refusing
 from diffleak.generation import Drawings, decoded
 from diffleak.geometry.frequencies import energies
 from diffleak.geometry.masks import Mask
@@ -186,7 +186,8 @@ class Inputs:
         return {**codec, "sampler": self._sampler, "open_encoder": self._encoder}
 
     def _sampler(self, steps: int) -> Any:
-        return hub.new_sampler("ddim", self.target.denoiser.schedule, steps, clip=not self.target.latent)
+        with refusing(SettingError, f"of an attack that draws, {WHY}"):  # else its steps would be taken for those of the command
+            return hub.new_sampler("ddim", self.target.denoiser.schedule, steps, clip=not self.target.latent)
 
     def _encoder(self, spec: str) -> Encoder:
         """An encoder of its spec, opened once for every model of the run."""

@@ -41,7 +41,7 @@ from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.devices import free_memory
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target, drawn_at_once
-from diffleak.errors import UserError, shown, unknown, visible
+from diffleak.errors import SettingError, UserError, shown, unknown, visible
 from diffleak.gating.limits import refuse_unreachable
 from diffleak.generation import Drawings, drawings_of
 from diffleak.geometry.masks import MaskChoice, parse_mask
@@ -622,7 +622,7 @@ def choose_attacks(
     if unruly:
         raise unknown(f"rule of {unruly[0].name}", str(unruly[0].rule), RULES)
     if not chosen and config.two_sided:
-        raise UserError("attacks must name at least one attack")
+        raise SettingError("attacks", "must name at least one attack")
     if not config.calibration and any(len(a.timesteps) > 1 and a.rule is None for a in chosen):
         raise UserError("--no-calibration chooses no timestep, so --timesteps must be one number")
     return tuple(chosen)
@@ -679,7 +679,7 @@ def _check_halves(units: Units, config: AuditConfig) -> None:
     calibrate = calibrate_size(smallest, config.calibrate_fraction)
     if config.calibration and not 0 < calibrate < smallest:
         what = "groups" if units.kind == "group" else "images"
-        raise UserError(
-            f"calibrate_fraction must leave {what} in both parts; {config.calibrate_fraction} of {smallest} {what} "
-            f"calibrates on {calibrate}"
+        raise SettingError(
+            "calibrate_fraction",
+            f"must leave {what} in both parts; {config.calibrate_fraction} of {smallest} {what} calibrates on {calibrate}",
         )

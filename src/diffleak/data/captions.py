@@ -19,7 +19,7 @@ from diffleak.data.draw import keyed_order
 from diffleak.data.image_source import CAPTION_COLUMNS, Texts, not_blank, texts_of
 from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
-from diffleak.errors import UserError, shown
+from diffleak.errors import SettingError, UserError, shown
 from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
 FIXED = "fixed:"
@@ -57,7 +57,7 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
         return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
     if (found := found_at(Path(choice))) != "a file":
-        raise UserError(f"captions must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and found {found} there")
+        raise SettingError("captions", f"must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and found {found} there")
     texts, names = _listed(cohort, Path(choice))
     return Captions(texts, len(cohort), choice, (names,))
 
@@ -81,7 +81,7 @@ def read_captions(path: Path) -> dict[str, Texts]:
     """
     kind = path.suffix.lower()
     if kind not in KINDS:
-        raise UserError(f"captions must be in a {', '.join(KINDS[:-1])} or {KINDS[-1]} file; got {path}: convert it")
+        raise SettingError("captions", f"must be in a {', '.join(KINDS[:-1])} or {KINDS[-1]} file; got {path}: convert it")
     found: dict[str, Texts] = {}
     try:
         for image_id, texts in _rows(path):

@@ -7,7 +7,7 @@ from operator import itemgetter
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from diffleak.errors import UserError
+from diffleak.errors import SettingError, UserError
 
 
 def choose_members(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -15,7 +15,7 @@ def choose_members(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[t
     if size is None:
         return ids, ()
     if size >= len(ids):
-        raise UserError(f"train_size must leave images to hold out: at most {len(ids) - 1} of {len(ids)}; got {size}")
+        raise SettingError("train_size", f"must leave images to hold out: at most {len(ids) - 1} of {len(ids)}; got {size}")
     chosen = set(np.random.default_rng(seed).choice(len(ids), size, replace=False).tolist())
     members = tuple(image_id for i, image_id in enumerate(ids) if i in chosen)
     return members, tuple(image_id for i, image_id in enumerate(ids) if i not in chosen)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.noise import Noise
-from diffleak.errors import UserError, unknown
+from diffleak.errors import SettingError, UserError, unknown
 from diffleak.geometry.estimators import filtered, hutchinson, krylov_values, singular_values
 from diffleak.geometry.forms import Forms
 from diffleak.geometry.operators import LinearMap, Mode, record, recording
@@ -107,7 +107,7 @@ def distortion(
     first = LinearMap(codec.decode, z[:1], mode)
     cost = _cost(codec, z[:1], first.mode == "autograd", first.forms)
     if top > min(z[0].numel(), cost.outputs):
-        raise UserError(f"top must be at most {min(z[0].numel(), cost.outputs)}, the most singular values there are; got {top}")
+        raise SettingError("top", f"must be at most {min(z[0].numel(), cost.outputs)}, the most singular values there are; got {top}")
     at_once = 1 if estimator == "krylov" else columns
     images, vectors = _fit(cost, len(z), at_once, columns * RESIDENT[estimator], _budget(budget, z, "distortion"))
     found = []
@@ -234,10 +234,11 @@ def _full_rank(values: Float64[Tensor, "b k"], dtype: torch.dtype, outputs: int)
     lost = values < torch.finfo(dtype).eps * outputs**0.5 * values[:, :1]
     if lost.any():
         rank = int((~lost).sum(dim=1).min())
-        raise UserError(f"top must be at most the rank of the decoder's Jacobian; got {values.shape[1]} where the rank is {rank}; lower it")
+        said = f"must be at most the rank of the decoder's Jacobian; got {values.shape[1]} where the rank is {rank}; lower it"
+        raise SettingError("top", said)
 
 
 def _at_least(least: int, **counts: int) -> None:
     for name, count in counts.items():
         if count < least:
-            raise UserError(f"{name} must be an integer of at least {least}; got {count}")
+            raise SettingError(name, f"must be an integer of at least {least}; got {count}")

@@ -13,7 +13,7 @@ import torch
 from diffleak.diffusion.codec import Autoencoder, Codec
 from diffleak.diffusion.sampling import FlowSampler
 from diffleak.diffusion.schedule import Schedule
-from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown, unknown
+from diffleak.errors import WHY, SettingError, UserError, first_lines, pip_install, refusing, shown, unknown
 from diffleak.hub.folders import PARTS, diffusers_library
 from diffleak.hub.pipelines import pipeline_of, quiet, write_index
 
@@ -129,7 +129,7 @@ def new_sampler(name: str, schedule: Schedule, steps: int, clip: bool) -> Any:
         raise UserError(f"a flow-matching model is sampled with Euler steps, which are --sampler ddim here; got {name}")
     most = len(schedule) - schedule.is_flow  # which is never asked at its last timestep
     if not 1 <= steps <= most:
-        raise UserError(f"steps must lie in [1, {most}], the model's schedule; got {steps}")
+        raise SettingError("steps", f"must lie in [1, {most}], the model's schedule; got {steps}")
     if schedule.is_flow:
         return FlowSampler(schedule, steps)
     kept = np.concatenate([[1.0], schedule.alphas_cumprod])

@@ -19,7 +19,7 @@ from diffleak.data.cohort import two_sources
 from diffleak.data.enough import counted_before, since
 from diffleak.data.image_source import ImageSource
 from diffleak.data.sources import open_source
-from diffleak.errors import UserError, shown
+from diffleak.errors import SettingError, UserError, shown
 from diffleak.extraction.config import ExtractConfig
 from diffleak.extraction.extract import search
 from diffleak.gating.limits import gates
@@ -185,7 +185,10 @@ def _extracted(config: LoraConfig, captions: str, adapter: Found | None, folder:
     settings = {key: value for key, value in config.model_dump().items() if key in given}
     of_adapter = {"lora": adapter.path, "lora_scale": config.lora_scale} if adapter else {}
     extract = {"model": config.base, "members": config.pictures, "captions": captions, "steps": config.draw_steps, "resize": True}
-    made = search(build(ExtractConfig, settings, of_adapter, extract, {"output": folder}), share=Share(0, 1))
+    try:
+        made = search(build(ExtractConfig, settings, of_adapter, extract, {"output": folder}), share=Share(0, 1))
+    except SettingError as error:
+        raise SettingError("draw_steps" if error.key == "steps" else error.key, error.said) from None
     assert made is not None, "all of it is this worker's"
     made.save(folder, config.thumbnails)
     return made.record

@@ -184,19 +184,15 @@ class CaptionConfig(DataConfig):
     captioner: str = Field(
         "Salesforce/blip-image-captioning-base", description=r"A BLIP of transformers: a folder or hub id. \[default: {default}]"
     )
-    n: Annotated[int, Flag("-n")] = Field(5, description=r"Captions per image, beside its own. \[default: {default}]")
+    n: Annotated[int, Flag("-n")] = Field(5, ge=1, description=r"Captions per image, beside its own. \[default: {default}]")
     seed: int = Field(0, ge=LEAST["seed"], description=SEED)
-    batch_size: int = Field(8, description=r"Images captioned at once; captions do not depend on it. \[default: {default}]")
+    batch_size: int = Field(8, ge=1, description=r"Images captioned at once; captions do not depend on it. \[default: {default}]")
     split: Path | None = Field(None, description=f"Caption the members of this split file only: {SPLIT_FILES}.")
-    limit: int | None = Field(None, description="Caption only this many images, the first ones.")
+    limit: int | None = Field(None, ge=1, description="Caption only this many images, the first ones.")
     device: Device = None
 
     @model_validator(mode="after")
     def _writes_captions(self) -> "CaptionConfig":
-        for name in ("n", "batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
         if self.output.suffix != ".jsonl":
             raise ValueError(f"captions are written as a .jsonl file; got {self.output}")
         return self

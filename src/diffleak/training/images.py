@@ -15,7 +15,7 @@ from diffleak.data.names import Names, by_id, say_strays
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Drawn, read_drawn, read_split
-from diffleak.errors import WHY, UserError, refusing, shown
+from diffleak.errors import WHY, SettingError, UserError, refusing, shown
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.training.config import TrainConfig
@@ -140,7 +140,7 @@ def set_aside(ids: tuple[str, ...], fraction: float, seed: int) -> tuple[tuple[s
     """The images to train on and those kept for validation, by a hash of id and seed; raises `UserError` when either is empty."""
     count = round(fraction * len(ids))
     if not 0 < count < len(ids):
-        raise UserError(f"validation must set aside some images and leave some; got {fraction:g} of {len(ids)}, which is {count}")
+        raise SettingError("validation", f"must set aside some images and leave some; got {fraction:g} of {len(ids)}, which is {count}")
     aside = set(keyed_order(ids, "validation", seed)[:count])
     return tuple(i for i in ids if i not in aside), tuple(i for i in ids if i in aside)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffleak import hub
 from diffleak.config import settings_of
 from diffleak.diffusion.devices import broken_device, takes_bfloat16
-from diffleak.errors import WHY, UserError, first_lines, refusing
+from diffleak.errors import WHY, SettingError, UserError, first_lines, refusing
 from diffleak.records.images import FIRST_READING, first_reading
 from diffleak.training.config import TrainConfig
 from diffleak.training.early_stopping import EarlyStopping
@@ -54,7 +54,7 @@ def accelerator_of(config: TrainConfig) -> Any:
     precision = ("bf16" if able else "no") if config.mixed_precision == "auto" else config.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.batch_size % accelerator.num_processes:
-        raise UserError(f"batch_size must be a multiple of the {accelerator.num_processes} processes; got {config.batch_size}")
+        raise SettingError("batch_size", f"must be a multiple of the {accelerator.num_processes} processes; got {config.batch_size}")
     return accelerator
 
 
