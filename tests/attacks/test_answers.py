@@ -11,6 +11,7 @@ import diffleak
 from diffleak.attacks import answers, subject
 from diffleak.attacks.answers import Answers, Memory
 from diffleak.attacks.subject import Subject
+from diffleak.diffusion import noise as noise_module
 from diffleak.diffusion.analytic import Gaussian, linear_schedule
 from diffleak.diffusion.denoiser import Around, Counted, Denoiser, guided
 from diffleak.diffusion.noise import Noise
@@ -19,6 +20,7 @@ from diffleak.records.scores import chunk_files
 pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 
 SCHEDULE = linear_schedule()
+NORMALS = noise_module._normals
 MODEL = Gaussian(0.1, 0.5, SCHEDULE)
 NOISE = Noise(0, ("a", "b", "c"), (1, 4, 4))
 X0 = torch.linspace(-1, 1, 48).reshape(3, 1, 4, 4)
@@ -45,6 +47,21 @@ def test_the_clean_image_and_its_first_draw_are_asked_about_once() -> None:
             assert torch.equal(each.subject.eps(x_t, t), expected)
     assert one.made == [(3, 0), (3, 50), (3, 50), (3, 50), (3, 51)] and not one.saved
     assert two.made == [(3, 50), (3, 51)] and two.saved == [(3, 0), (3, 50), (3, 50)]
+
+
+def test_the_first_draw_of_a_batch_is_made_once() -> None:
+    memory, drawn, equal = Memory(), [], lambda: Noise(0, ("a", "b"), (1, 4, 4))
+    for batch, noise in ((0, one := equal()), (0, two := equal()), (1, other := Noise(0, ("c", "d"), (1, 4, 4)))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(noise_module, "_normals", lambda *given: drawn.append(given[1]) or NORMALS(*given))
+            memory.draw_once("chunk", batch, noise)
+            noise(0).zero_()
+    assert drawn == ["a", "b", "c", "d"]
+    assert (
+        torch.equal(one(0), equal()(0)) and torch.equal(two(0), equal()(0)) and torch.equal(other(0)[0], Noise(0, ("c",), (1, 4, 4))(0)[0])
+    )
+    memory.forget("chunk")
+    assert memory._size == 0
 
 
 def test_another_batch_model_condition_size_or_precision_is_asked_itself() -> None:

@@ -7,7 +7,7 @@ Attacks ask the same in two places, and there the answer depends on nothing of t
 
 These two are recognised by their numbers, so no attack says anything about it. An answer is shared within one batch of one model
 alone, where the same forward gives the same bits: the last bits of a forward depend on how many rows it has. So the centre terms
-of PFAMI and CLiD, which ride in forwards of many rows, are not shared.
+of PFAMI and CLiD, which ride in forwards of many rows, are not shared. The first noise draw itself is made once for all attacks, too.
 """
 
 from collections.abc import Callable, Hashable
@@ -57,6 +57,10 @@ class Memory:
                     self._kept.setdefault(chunk, {})[key] = made.clone()
                     self._size += size
             return made, False
+
+    def draw_once(self, chunk: Hashable, batch: Hashable, noise: Noise) -> None:
+        """Lets `noise` take its first draw from an earlier attack on the same batch of a chunk."""
+        noise.keep(0, self.answer(chunk, (batch, "noise"), lambda: noise(0))[0])
 
     def forget(self, chunk: Hashable) -> None:
         """Drops the answers of a chunk that every attack has scored."""

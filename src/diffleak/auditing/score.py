@@ -482,7 +482,7 @@ def _score_chunks(job: Job, folder: Folder, work: dict[tuple[int, int], list[Pat
 
     def score_one(pair: tuple[int, int], tick: Tick) -> None:
         c, k = pair
-        kept = partial(Answers, memory, c) if memory else None
+        kept = (memory, c) if memory else None
         loaded = ahead.take(c, partial(tick, 0))
         _score_chunk(job, attacks[k], job.queries(k), job.chunks[c], loaded, job.file(folder.path, c, k), tick, kept, rooms[k])
         with counting:
@@ -506,7 +506,7 @@ def _score_chunk(
     loaded: Loaded,
     path: Path,
     tick: Tick,
-    kept: Callable[..., Answers] | None,
+    kept: tuple[Memory, int] | None,
     room: Room,
 ) -> None:
     started, labels = time.monotonic(), job.labels(attack)
@@ -541,9 +541,7 @@ class Scored(NamedTuple):
     halved: tuple[int, ...]
 
 
-def _score_batch(
-    job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: Callable[..., Answers] | None, batch: slice, tick: Tick
-) -> Scored:
+def _score_batch(job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: tuple[Memory, int] | None, batch: slice, tick: Tick) -> Scored:
     images, influence = loaded
     labels, made, shared, read, halved = job.labels(attack), 0, 0, 0, list[int]()
 
@@ -566,13 +564,16 @@ def _score_batch(
         """The batch with a copy of the images, which the attack may write into, and what `model` has answered other attacks there."""
         counted, known = Counted(model, count), None
         if kept and attack.access == "grey-box":
-            known = kept((*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
+            known = Answers(*kept, (*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
         return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known, on_kept=count_read, on_halved=halved.append)
 
     these = rows[batch]
     keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
     masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
     noise, found = job.inputs.noise(keys, x0.shape[1:]), []
+    if kept and attack.access == "grey-box":
+        memory, chunk = kept
+        memory.draw_once(chunk, (batch.start, len(x0)), noise)
     for i, (inputs, label) in enumerate(zip(job.models, labels, strict=False)):  # without masks the second is the reference's
         subject = inputs.subject(inputs.target.denoiser, x0, noise, these)
         subject = replace(subject, reference=_beside(job, attack, x0, noise, these, count))

@@ -6,10 +6,11 @@ that `save_to_disk` of `datasets` wrote, a WebDataset .tar shard or a folder of 
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -228,14 +229,19 @@ def _npz_column(path: Path, name: str, count: int) -> tuple[Any, ...]:
 
 
 def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
-    """Reads each image of a .npy file through a mapping of its own: one that stayed open would keep every page read in memory."""
-    absolute, offset, shape = str(path.absolute()), images.offset, images.shape
-    order: Literal["C", "F"] = "C" if images.flags.c_contiguous else "F"
+    """Reads each image of a .npy file by itself: a mapping that stayed open would keep every page read in memory."""
+    absolute, offset, shape, side_by_side = str(path.absolute()), images.offset, images.shape, images.flags.c_contiguous
+    size = math.prod(shape[1:])
+
+    def stored(i: int) -> np.ndarray:
+        if side_by_side:
+            return np.fromfile(absolute, np.uint8, size, offset=offset + i * size).reshape(shape[1:])
+        return np.array(np.memmap(absolute, np.uint8, "r", offset, shape, "F")[i])
 
     def read(i: int) -> Pixels:
         message = f"{path} row {i} cannot be read any more ({WHY}); put the file back{SKIP_HINT}"
         with refusing((OSError, ValueError), message, raises=UnreadableImage):
-            return np.atleast_3d(np.array(np.memmap(absolute, np.uint8, "r", offset, shape, order)[i]))
+            return np.atleast_3d(stored(i))
 
     return read
 

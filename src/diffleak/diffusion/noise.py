@@ -45,6 +45,10 @@ class Noise:
             self._drawn[draw] = on_device(torch.from_numpy(normals), self.device, self.dtype)
         return self._drawn[draw].clone()  # whatever is done to it, the next caller gets the same normals
 
+    def keep(self, draw: int, normals: Float[Tensor, "b *s"]) -> None:
+        """Keeps normals that an equal object has drawn before."""
+        self._drawn[draw] = normals
+
     @property
     def _suffix(self) -> str:
         return f"\0{self.stream}" if self.stream else ""

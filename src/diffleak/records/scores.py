@@ -203,7 +203,7 @@ def write_chunk(
     spent: Spent,
 ) -> None:
     """Writes the statistics of n images under m labels at k timesteps, and what they took."""
-    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved} {spent.halved_to or 0} {spent.read}\n")
+    write_text(_seconds_file(path), f"{spent.seconds:.4f} {spent.saved} {spent.halved_to or 0} {spent.read}\n", lasting=False)
     write_parquet(path, _table(ids, labels, timesteps, statistic, meta))
 
 

@@ -19,11 +19,14 @@ BLOCK = 2**20  # bytes hashed at once
 SHOWN = 64  # blocks above which hashing shows its progress
 
 
-def write_atomic(path: Path, write: Callable[[Path], object], private: bool = False, named: Path | None = None) -> None:
+def write_atomic(
+    path: Path, write: Callable[[Path], object], private: bool = False, named: Path | None = None, lasting: bool = True
+) -> None:
     """Calls `write(temporary)` beside `path`, then renames it into place; raises `UserError` when the disk refuses.
 
     named: the file that this error names, where `path` is itself to be renamed.
     private: `temporary` is there already, empty, and only its owner may read it. Whatever names images or holds what they look like is.
+    lasting: the content is on the disk before it has its name; without, a power cut may leave the file empty, which its reader must take.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # workers on several machines may share process ids
     try:
@@ -31,8 +34,9 @@ def write_atomic(path: Path, write: Callable[[Path], object], private: bool = Fa
         if private:
             open_private(temporary).close()
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):  # a file in the place of its folder
@@ -66,9 +70,9 @@ def write_new(path: Path, text: str, private: bool = False) -> bool:
     return True
 
 
-def write_text(path: Path, text: str, private: bool = False) -> None:
-    """Writes UTF-8 text atomically; a `private` file has mode 0600 from its first byte."""
-    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")), private)
+def write_text(path: Path, text: str, private: bool = False, lasting: bool = True) -> None:
+    """Writes UTF-8 text atomically; a `private` file has mode 0600 from its first byte. lasting: see `write_atomic`."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")), private, lasting=lasting)
 
 
 def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
