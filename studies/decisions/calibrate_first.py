@@ -1,6 +1,6 @@
 """What is lost by choosing among timesteps on at most 1,000 images a side, by simulation.
 
-    python studies/decisions/calibrate_first.py [--runs 400] [--proposals | --coarse]
+    python studies/decisions/calibrate_first.py [--runs 400] [--proposals | --coarse | --rules]
 
 An attack has one score at each of 30 timesteps. Scores of members lie d higher, d peaks at one timestep and falls off from it over `width`
 timesteps; the noise of an image is shared between timesteps (correlation between neighbours `alike`). So the true AUC at a timestep is
@@ -12,13 +12,18 @@ timesteps on the first 333 a side, and of these the best on 1,000; 0.56 of the f
 
 --coarse: the loss of what `--sweep coarse` chooses against what the whole sweep chooses on the same images, 100 and 1,000 a side. The peak
 lies anywhere in the sweep, since every second timestep would be lucky with one on it.
+
+--rules: the loss against all of three rules on the same 1,000 a side. "highest": the highest AUC, as audits choose. "smoothed": the highest
+of AUCs that were smoothed over the timesteps, by a Gaussian process whose length and height are those of the largest likelihood.
+"form known": the timestep of the largest expected AUC, for somebody who knows the height and the width of the peak, the errors of the AUCs
+and how they correlate, and all but where the peak is: no rule that sees these AUCs alone does better on average over the places.
 """
 
 import argparse
 from itertools import product
-from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import norm, rankdata
 
 from diffleak.stats.choosing import column_aucs
 
@@ -63,6 +68,42 @@ def coarse_choice(aucs: np.ndarray) -> int:
     return beside[int(aucs[beside].argmax())]
 
 
+def by_rules(peak: float, width: float, alike: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """The loss of true AUC against what all choose: of the highest AUC on 1,000 a side, of smoothed ones, and where the form is known."""
+    true, members, held_out = drawn(peak, width, alike, rng, ALL)
+    by_all, (aucs, covariance) = true[best(members, held_out)], with_errors(members[:FEW], held_out[:FEW])
+    curves = np.array([aucs_of(peak, width, at) for at in range(TIMESTEPS)])
+    values = (aucs, smoothed(aucs, covariance), expected(curves, aucs, covariance))
+    return tuple(by_all - true[each.argmax()] for each in values)
+
+
+def with_errors(members: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The AUC at each timestep, and the covariance of these (DeLong)."""
+    m, ranks = len(members), rankdata(np.concatenate([members, held_out]), axis=0)
+    above = (ranks[:m] - rankdata(members, axis=0)) / len(held_out)  # held-out images below each member
+    below = 1 - (ranks[m:] - rankdata(held_out, axis=0)) / m
+    return above.mean(axis=0), np.cov(above.T) / m + np.cov(below.T) / len(held_out)
+
+
+def smoothed(aucs: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """The mean of a Gaussian process around 0.5 given AUCs with these errors, of the likeliest of some lengths and heights."""
+    apart, y, found = np.subtract.outer(np.arange(TIMESTEPS), np.arange(TIMESTEPS)), aucs - 0.5, []
+    for length, height in product((1.5, 3, 6, 12), (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3)):
+        prior = height**2 * np.exp(-((apart / length) ** 2) / 2)
+        whole = prior + covariance + 1e-9 * np.eye(TIMESTEPS)
+        solved = np.linalg.solve(whole, y)
+        found.append((-y @ solved - np.linalg.slogdet(whole)[1], 0.5 + prior @ solved))
+    return max(found, key=lambda each: each[0])[1]  # type: ignore[no-any-return]
+
+
+def expected(curves: np.ndarray, aucs: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """The mean of the curves, weighted by how likely each makes AUCs with these errors."""
+    off = aucs - curves
+    fit = -np.einsum("ij,jk,ik->i", off, np.linalg.inv(covariance + 1e-9 * np.eye(TIMESTEPS)), off) / 2
+    weights = np.exp(fit - fit.max())
+    return weights @ curves / weights.sum()  # type: ignore[no-any-return]
+
+
 def best(members: np.ndarray, held_out: np.ndarray) -> int:
     return int(column_aucs(members, held_out).argmax())
 
@@ -71,27 +112,34 @@ def drawn(
     peak: float, width: float, alike: float, rng: np.random.Generator, whole: int, at: float = TIMESTEPS // 3
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The true AUC at each timestep, with its peak `at` one or between two, and the scores of both sides."""
-    steps = np.arange(TIMESTEPS)
-    d = NormalDist().inv_cdf(peak) * np.sqrt(2) * np.exp(-(((steps - at) / width) ** 2) / 2)
-    noise = rng.standard_normal((2, whole, TIMESTEPS))
-    for t in steps[1:]:
+    true, noise = aucs_of(peak, width, at), rng.standard_normal((2, whole, TIMESTEPS))
+    for t in range(1, TIMESTEPS):
         noise[:, :, t] = alike * noise[:, :, t - 1] + np.sqrt(1 - alike**2) * noise[:, :, t]
-    return np.array([NormalDist().cdf(each / np.sqrt(2)) for each in d]), noise[0] + d, noise[1]
+    return true, noise[0] + np.sqrt(2) * norm.ppf(true), noise[1]
+
+
+def aucs_of(peak: float, width: float, at: float) -> np.ndarray:
+    """The true AUC at each timestep."""
+    return norm.cdf(norm.ppf(peak) * np.exp(-(((np.arange(TIMESTEPS) - at) / width) ** 2) / 2))  # type: ignore[no-any-return]
+
+
+MADE = {  # what is simulated by the name of its option, and its columns
+    "": (chosen, ("loss against all, 1/1000", "loss against the best, 1/1000")),
+    "proposals": (proposed, ("1,000 a side", "half", "staged")),
+    "coarse": (coarse, tuple(f"{few:,} a side, 1/1000" for few in SIZES)),
+    "rules": (by_rules, ("highest", "smoothed", "form known")),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--proposals", action="store_true")
-    parser.add_argument("--coarse", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    for name in MADE:
+        if name:
+            which.add_argument(f"--{name}", action="store_const", const=name, dest="made", default="")
     given = parser.parse_args()
-    simulated, columns = (
-        (coarse, tuple(f"{few:,} a side, 1/1000" for few in SIZES))
-        if given.coarse
-        else (proposed, ("1,000 a side", "half", "staged"))
-        if given.proposals
-        else (chosen, ("loss against all, 1/1000", "loss against the best, 1/1000"))
-    )
+    simulated, columns = MADE[given.made]
     print(f"| best AUC | width | alike | {' | '.join(columns)} |")
     print("|---" * (3 + len(columns)) + "|")
     for case in product(PEAKS, WIDTHS, ALIKE):
