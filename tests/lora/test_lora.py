@@ -156,7 +156,7 @@ def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
     rows = [checkpoint("kay-1", "undecided"), *(checkpoint(f"kay-{i}", "do not publish", {"captions": 30}) for i in range(3, 7))]
     assert judge.answer(rows, 30, None) == (
         "Do not publish as they are: kay-3 to kay-6. Undecided with 30 pictures and none held out: kay-1. "
-        f"{judge.WAYS} 4 files hold captions: strip with diffleak metadata FILE --strip OUT."
+        f"{judge.WAYS} 4 files hold captions and tags: strip with diffleak metadata FILE --strip OUT."
     )
     assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
         "By the attacks that were run, may be published: a. Undecided with 300 pictures and 200 held out: b."
@@ -171,7 +171,7 @@ def test_the_page_begins_with_the_answer_alone_and_what_to_do_stands_behind_the_
     assert shown.title == "Do not publish as they are: a 3 files.v1. Undecided with 30 pictures and 100 held out: b."
     assert (
         len(shown.sentences) == 3
-        and shown.sentences[-1] == f"{few} The file holds captions: strip with diffleak metadata FILE --strip OUT."
+        and shown.sentences[-1] == f"{few} The file holds captions and tags: strip with diffleak metadata FILE --strip OUT."
     )
     assert judged(record.model_copy(update={"answer": "May be published: a."})).title == "May be published: a."
 
@@ -233,7 +233,7 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     assert "may be published: dog-000001, dog" in allowed.answer
     card = call(capsys, "report", tmp_path / "run", "--format", "card")[1]
     assert "No leak was found by the attacks that were run: dog-000001, dog." in card and str(root) not in card
-    assert all(f"{row.name}.safetensors at 1, sha256:" in card for row in allowed.checkpoints)
+    assert all(f"{row.name}.safetensors at scale 1, sha256:" in card for row in allowed.checkpoints)
 
 
 def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any) -> None:

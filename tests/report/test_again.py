@@ -198,7 +198,7 @@ def test_the_card_of_an_adapter_has_the_hash_that_its_drawings_recorded(tmp_path
     (folder / run).mkdir(parents=True)
     (folder / run / "extract.json").write_text(extraction_record().model_copy(update={"adapters": (adapter,)}).model_dump_json())
     out = call(capsys, "report", folder, "--format", "card")[1]
-    assert f"**Adapter**: e-lora-100.safetensors at 1, sha256:{'ab' * 32}" in out and "kay" not in out
+    assert f"**Adapter**: e-lora-100.safetensors at scale 1, sha256:{'ab' * 32}" in out and "kay" not in out
 
 
 @pytest.mark.parametrize(

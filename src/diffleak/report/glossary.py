@@ -35,8 +35,8 @@ OF_ATTACKS = triples(r"""
         from the test part.
     Reference | \bthe reference\b|\breferences?, | a model without the training that is audited, such as the one that was fine-tuned;
         its scores are those that the images get without that training.
-    Guess, guessing | \bguess(?:es|ed|ing)?\b | an answer, member or held out. Guessing means to answer without looking at the model:
-        half of such guesses are right.
+    Guess, guessing | \bguess(?:es|ed|ing)?\b | an answer, member or held out. Guessing means to toss a coin for each image: half of
+        such guesses are right.
     Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that is allowed; agree on it before the training. It is met if
         the whole 95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit. A limit on
         epsilon is met if the lower bound is at or below it.

@@ -15,7 +15,7 @@ def on_page(anonymous: bool, pictures: bool = False) -> str:
     shown = "shows training images and names them" if pictures else "names training images"
     return (
         f"This page {shown} (file name or row number), which is personal data if they show people. Pass it on only to people who may "
-        "know which images the model was trained on. With --anonymous, a run names images by keyed ids instead."
+        "know which images the model was trained on. With --anonymous, a run names images by ids that only your key turns back into names."
     )
 
 
@@ -24,6 +24,6 @@ def in_terminal(anonymous: bool, folder: Path) -> str:
     if anonymous:
         return f"handling: images are named by keyed ids; {COMMAND} {folder} gives their names. Never pass the key on with the run"
     return (
-        f"handling: {folder} names images (file name or row number), which is personal data if they show people; --anonymous writes keyed "
-        "ids instead"
+        f"handling: {folder} names images (file name or row number), which is personal data if they show people; --anonymous writes ids "
+        "instead, which only your key turns back into names"
     )

@@ -214,5 +214,5 @@ def _warnings(points: Sequence[Point], records: Sequence[AuditRecord]) -> list[s
     passing = [i for i, point in enumerate(points) if point.passed]
     earlier = [points[i].name for i in range(passing[-1] if passing else 0) if not points[i].passed]
     if earlier:
-        found.append(f"{', '.join(earlier)} failed a limit although a later checkpoint passes: chance decides so near to it")
+        found.append(f"{', '.join(earlier)} failed a limit although a later checkpoint passes: so near to a limit, chance decides")
     return found

@@ -307,7 +307,7 @@ def _handling(record: InquiryRecord) -> str:
         return handling.on_page(True)
     return (
         "This page names images (file name or row number) and says how strongly each looks like a training image, which is personal data "
-        "if they show people. With --anonymous, a run names images by keyed ids instead."
+        "if they show people. With --anonymous, a run names images by ids that only your key turns back into names."
     )
 
 

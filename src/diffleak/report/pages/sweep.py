@@ -12,6 +12,7 @@ from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, repro
 from diffleak.report.sections.audit.gates import checked, sentence
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
 from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, moment
+from diffleak.stats.evaluation import REPEATS, SMALL_SIDE
 
 GLOSSARY = entries("""
     Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
@@ -121,7 +122,9 @@ def _table(record: SweepRecord) -> Section:
     )
     last = record.last_passing
     made: Table = tabulate(record.points, columns, lambda p: (p.name, p.checkpoint, p.name == last))
-    caption = "A row per checkpoint. Small print: 95 % intervals." + (" Marked: the last within every limit." if last else "")
+    few = record.chosen_on == "calibrate" and min(record.members, record.nonmembers) < SMALL_SIDE
+    medians = f" Each number is a median over {REPEATS} divisions, and so is each difference." if few else ""
+    caption = f"A row per checkpoint. Small print: 95 % intervals.{medians}" + (" Marked: the last within every limit." if last else "")
     return Section("checkpoints", "Checkpoints", (Tabulated(made, caption, "Checkpoint"), *_failed(record)), "Checkpoints", "Checkpoints")
 
 

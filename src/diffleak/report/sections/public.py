@@ -11,7 +11,7 @@ from diffleak.records.base import Record
 from diffleak.records.plan import Adapter
 from diffleak.report.section import Facts, Section
 from diffleak.report.sections import FOR_THE_FILE
-from diffleak.report.wording import last_part, last_parts, moment
+from diffleak.report.wording import at_scale, last_part, last_parts, moment
 
 R = TypeVar("R", bound=Record)
 
@@ -110,4 +110,4 @@ def model_rows(name: str, fingerprint: str | None, adapters: Iterable[Adapter] =
     if fingerprint:
         yield "Hash of the model", visible(fingerprint)
     for adapter in adapters:
-        yield "Adapter", f"{last_part(adapter.name)} at {adapter.strength:g}, sha256:{visible(adapter.sha256)}"
+        yield "Adapter", f"{last_part(adapter.name)} {at_scale(adapter.strength)}, sha256:{visible(adapter.sha256)}"

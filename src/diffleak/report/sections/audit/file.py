@@ -10,7 +10,7 @@ from diffleak.report.judgement import QUESTION
 from diffleak.report.section import Facts, Section, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE
 from diffleak.report.sections.audit import glance
-from diffleak.report.wording import count, moment
+from diffleak.report.wording import at_scale, count, moment
 
 NOT_GIVEN = "not given"
 NO_LAW = (
@@ -88,7 +88,7 @@ def _model(record: AuditRecord) -> Iterator[tuple[str, str]]:
     yield "Model", visible(plan.model)
     yield "Hash of the model", visible(plan.model_fingerprint)
     for adapter in record.adapters:
-        yield "Adapter", f"{visible(adapter.name)} at {adapter.strength:g}, sha256:{visible(adapter.sha256)}"
+        yield "Adapter", f"{visible(adapter.name)} {at_scale(adapter.strength)}, sha256:{visible(adapter.sha256)}"
     if plan.reference is not None:
         yield "Reference", f"{visible(plan.reference)}, {visible(plan.reference_fingerprint or 'hash unknown')}"
 
