@@ -195,6 +195,22 @@ def test_a_thousand_a_side_choose_nearly_as_well_as_all_do_and_thirty_do_not():
     assert lost[30][0] - 2 * lost[30][1] > 0.003, "so the simulation tells a good number from a bad one"
 
 
+def test_the_study_of_rules_knows_the_errors_of_its_aucs_and_how_to_weigh_them():
+    study, rng = script("decisions/calibrate_first"), np.random.default_rng(0)
+    found = [study.with_errors(*study.drawn(0.6, 10.0, 0.9, rng, 150)[1:]) for _ in range(300)]
+    spread, said = np.cov(np.array([aucs for aucs, _ in found]).T), np.mean([covariance for _, covariance in found], axis=0)
+    assert np.abs(said / spread - 1)[[0, 10, 10, 29], [0, 10, 11, 29]].max() < 0.25, "300 draws give a variance to 8 %"
+    curves, exact = np.array([study.aucs_of(0.6, 3.0, at) for at in range(30)]), 1e-8 * np.eye(30)
+    assert all(study.expected(curves, curves[at], exact).argmax() == at for at in (0, 12, 29))
+    assert np.abs(study.smoothed(curves[12], exact) - curves[12]).max() < 1e-3
+    noisy, errors = curves[12] + 0.03 * rng.standard_normal((200, 30)), 0.03**2 * np.eye(30)
+    hits = [
+        np.mean([abs(f(aucs).argmax() - 12) <= 1 for aucs in noisy])
+        for f in (lambda aucs: aucs, lambda aucs: study.smoothed(aucs, errors), lambda aucs: study.expected(curves, aucs, errors))
+    ]
+    assert hits[0] < hits[1] - 0.05 and hits[1] <= hits[2] + 0.05
+
+
 def test_a_coarse_sweep_chooses_as_well_as_a_whole_one_on_the_same_images():
     study, rng = script("decisions/calibrate_first"), np.random.default_rng(0)
     lost = np.array([study.coarse(0.6, 3.0, 0.9, rng) for _ in range(60)])
