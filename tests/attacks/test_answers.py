@@ -62,6 +62,12 @@ def test_the_first_draw_of_a_batch_is_made_once() -> None:
     )
     memory.forget("chunk")
     assert memory._size == 0
+    draw = one(0).numel() * 4
+    for most, kept in ((8 * draw, draw), (8 * draw - 1, 0)):
+        small = Memory(most)
+        small.draw_once("chunk", 0, equal())
+        small.draw_once("chunk", 1, equal())
+        assert small._size == kept, "at most an eighth of the memory"
 
 
 def test_another_batch_model_condition_size_or_precision_is_asked_itself() -> None:

@@ -23,6 +23,7 @@ from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.noise import Noise
 
 MOST_BYTES = 256 * 2**20  # of kept answers, over all chunks in work
+DRAWS = 1 / 8  # of these that noise may fill
 
 Asked = Callable[[], Tensor]
 
@@ -42,8 +43,11 @@ class Memory:
     _guard: Any = field(default_factory=Lock)
     _size: int = 0
 
-    def answer(self, chunk: Hashable, key: Hashable, ask: Asked) -> tuple[Float[Tensor, "b *s"], bool]:
-        """The answer to a question of a chunk, and True where it was there already."""
+    def answer(self, chunk: Hashable, key: Hashable, ask: Asked, part: float = 1.0) -> tuple[Float[Tensor, "b *s"], bool]:
+        """The answer to a question of a chunk, and True where it was there already.
+
+        part: a new answer is kept if this part of the memory has room for it and for all that is kept.
+        """
         with self._guard:
             turn = self._asking.setdefault((chunk, key), Lock())
         with turn:
@@ -53,14 +57,17 @@ class Memory:
             made = ask()
             with self._guard:
                 size = made.numel() * made.element_size()
-                if self._size + size <= self.most:
+                if self._size + size <= part * self.most:
                     self._kept.setdefault(chunk, {})[key] = made.clone()
                     self._size += size
             return made, False
 
     def draw_once(self, chunk: Hashable, batch: Hashable, noise: Noise) -> None:
-        """Lets `noise` take its first draw from an earlier attack on the same batch of a chunk."""
-        noise.keep(0, self.answer(chunk, (batch, "noise"), lambda: noise(0))[0])
+        """Lets `noise` take its first draw from an earlier attack on the same batch of a chunk.
+
+        Draws take no room from answers: a draw is made again much faster than a forward.
+        """
+        noise.keep(0, self.answer(chunk, (batch, "noise"), lambda: noise(0), DRAWS)[0])
 
     def forget(self, chunk: Hashable) -> None:
         """Drops the answers of a chunk that every attack has scored."""
