@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.blocks import blocks
 from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.text import captioned_sides, text_folder
 from PIL import Image
@@ -279,6 +280,36 @@ def test_held_out_images_that_are_nearly_members_are_left_out(tmp_path):
     assert record.copy_rate.value > 0.5, "with copies of members among them the threshold would be that of copies"
     with pytest.raises(UserError, match="each of the 3 held-out images is a near-duplicate of a member"):
         extract(made, nonmembers=tmp_path / "near.npy", **settings)
+
+
+def test_near_duplicates_count_once_and_are_all_listed(tmp_path):
+    """The rates are those of the same search without them; a held-out one is not even drawn for."""
+    members, others = blocks(12, 0), blocks(60, 1)
+    texts = tuple(f"picture {i}" for i in range(12))
+    made = target(memoriser(members, texts), side=32, text=Text())
+    sides = {"once": (members, others), "again": (np.r_[members, members[:5, :, ::-1], members[:1]], np.r_[others, others[:20, :, ::-1]])}
+    found = {}
+    for name, pair in sides.items():
+        for side, images in zip(("m", "n"), pair, strict=True):
+            (folder := tmp_path / name / side).mkdir(parents=True)
+            for row, image in enumerate(images):
+                Image.fromarray(image[..., 0]).save(folder / f"{side}{row:02d}.png")
+                (folder / f"{side}{row:02d}.txt").write_text(f"picture {row}" if side == "m" else f"other {row}")
+        given = {"members": tmp_path / name / "m", "nonmembers": tmp_path / name / "n", "draws": 2, "steps": 3, "false_copies": 0.1}
+        found[name] = extract(made, **given).record
+    once, again = found["once"], found["again"]
+    assert (again.distinct_members, again.members.n, again.near_duplicates_held_out, again.held_out.n) == (12, 18, 20, 60)
+    assert (once.distinct_members, once.near_duplicates_held_out) == (12, 0) and again.images == 2 * (18 + 60)
+    assert again.copy_rate == once.copy_rate and again.decisive.chance == once.decisive.chance
+    assert (again.decisive.copies, again.held_out_rate, again.calibrate) == (once.decisive.copies, once.held_out_rate, once.calibrate)
+    as_which = {pair.id: pair.counted_as for pair in again.pairs}
+    assert {name: of for name, of in as_which.items() if of} == {**{f"m{12 + k}.png": f"m0{k}.png" for k in range(5)}, "m17.png": "m00.png"}
+    assert not any(pair.counted_as for pair in once.pairs) and len(as_which) == 18
+    html = to_html(page(again)).replace("<wbr>", "")
+    assert f"{again.decisive.copies} of 12 members (near-duplicates counted once) have a copy" in html
+    assert "a near-duplicate of m00.png, which counts for both" in html and "20 near-duplicates of other held-out images" in html
+    assert any(line.startswith("6 members are near-duplicates of other members") for line in again.warnings)
+    assert "counted once" not in to_html(page(once)) and not any("near-duplicate" in line for line in once.warnings)
 
 
 def test_only_images_of_another_shape_are_said_to_be_resized(tmp_path, digits):

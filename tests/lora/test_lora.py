@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.commands import all_recorded, call, refused, written_again
+from fixtures.extraction import extraction_record
 from fixtures.loras import TRAINED, trained_adapters
 from fixtures.reports import audit_of
 
@@ -18,10 +19,11 @@ from diffleak.data.sources import open_source
 from diffleak.errors import UserError
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
-from diffleak.lora.run import _captions, _repeats, _too_few, _warnings
+from diffleak.lora.run import _captions, _distances, _repeats, _too_few, _warnings
 from diffleak.records.audit import AuditRecord, Blind, Gate, RateAtFPR
 from diffleak.records.base import Estimate
 from diffleak.records.evidence import Evidence
+from diffleak.records.extraction import ExtractionRecord
 from diffleak.records.headers import GivenAway
 from diffleak.records.lora import Checkpoint, Decision, Excess, LoraRecord, read_lora
 from diffleak.records.run_folder import read_audit
@@ -125,15 +127,43 @@ def test_pictures_drawn_nearer_than_the_base_ever_draws_are_as_many_by_chance_as
         assert np.mean(np.array(found) <= alpha) <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / runs)
 
 
+def test_pictures_of_one_scene_are_one_piece_of_evidence_that_an_adapter_draws_close() -> None:
+    """Four scenes of five near-duplicates, drawn close together or not at all, under an adapter that draws as its base does."""
+    rng, runs, record = np.random.default_rng(0), 2000, extraction_record()
+
+    def drawn(distances: np.ndarray) -> ExtractionRecord:
+        named = [f"{row:02d}" for row in range(20)]
+        like = [None if row % 5 == 0 else named[row - row % 5] for row in range(20)]
+        pairs = [
+            record.pairs[0].model_copy(update={"id": named[row], "counted_as": like[row], "distances": {record.decides: distances[row]}})
+            for row in np.argsort(distances)
+        ]
+        return record.model_copy(update={"pairs": tuple(pairs)})
+
+    found = []
+    for _ in range(runs):
+        one, other = (np.exp(np.repeat(rng.normal(size=4), 5) + 0.2 * rng.normal(size=20)) for _ in range(2))
+        of_adapter, of_base = (_distances(drawn(each)) for each in (one, other))
+        assert of_adapter == {f"{5 * k:02d}": each for k, each in enumerate(one.reshape(4, 5).min(axis=1))}
+        every = judge.redrawn(*(dict(zip(map(str, range(20)), each, strict=True)) for each in (one, other)))
+        counted = judge.redrawn(of_adapter, of_base)
+        found.append((counted.p_value, every.p_value))
+        assert counted.pictures == 4 and every.pictures == 20
+    p, naive = np.array(found).T
+    for alpha in (0.5, 0.25, 0.07):
+        assert np.mean(p <= alpha) <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / runs)
+    assert np.mean(naive <= 0.07) > 0.2, "each for itself would look like proof"
+
+
 def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None:
     base = {str(i): 0.3 + 0.01 * i for i in range(12)}
     found = judge.redrawn({**base, "3": 0.1, "7": 0.02, "8": 0.2, "9": 0.25, "10": 0.29}, base)
     assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
-    decision, why = judge.of_drawings(found, 12, "drawings/kay/extract.html")
+    decision, why = judge.of_drawings(found, "drawings/kay/extract.html")
     assert decision == "undecided" and judge.look_first(found), "an adapter that learnt its style draws near too"
     assert why.startswith("look first: for 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
     same = judge.redrawn(base, base)
-    decision, why = judge.of_drawings(same, 12, "drawings/kay/extract.html")
+    decision, why = judge.of_drawings(same, "drawings/kay/extract.html")
     assert decision == "undecided" and not judge.look_first(same) and why.endswith("The pairs are in drawings/kay/extract.html")
 
 

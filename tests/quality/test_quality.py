@@ -11,6 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from fixtures.blocks import blocks
 from fixtures.commands import all_recorded, call, refused
 from safetensors.torch import load_file, save_file
 
@@ -487,3 +488,30 @@ def test_an_encoder_that_the_hub_does_not_give_is_asked_for_in_its_form(monkeypa
     monkeypatch.setattr(huggingface_hub, "list_repo_files", refused_by)
     with pytest.raises(UserError, match=rf"\(no network\); pass a local folder as the encoder, {kind}:FOLDER$"):
         open_extractor(kind)
+
+
+def test_near_duplicates_among_real_images_count_once_in_copies_and_in_the_kid_difference(tmp_path):
+    """Both are those of the same images without them; the other metrics and their intervals are of all images, which is said."""
+    training, reference = blocks(40, 0), blocks(110, 1)
+    made = Target(Memoriser(torch.from_numpy(to_model(training)), linear_schedule()), ImageShape(1, 32, 32), "memoriser", "f")
+    sets = {"t": training, "r": reference, "t2": np.r_[training, training[:9, :, ::-1]]}
+    sets["r2"] = np.r_[reference, reference[:30, :, ::-1], training[20:25, :, ::-1]]
+    for name, images in sets.items():
+        np.save(tmp_path / f"{name}.npy", images)
+    measured = [
+        measure_quality(made, "pixels", training=tmp_path / f"t{k}.npy", reference=tmp_path / f"r{k}.npy", images=30, steps=2).record
+        for k in ("", "2")
+    ]
+    once, again = measured
+    for name in ("copy_rate", "kid_difference"):
+        assert once.metric(name) == again.metric(name), name
+    assert once.copies.threshold == again.copies.threshold and once.copies.chance == again.copies.chance
+    assert once.metric("kid") != again.metric("kid") and not any("near-duplicate" in line for line in once.warnings)
+    said = " / ".join(again.warnings)
+    assert (
+        "30 reference images are near-duplicates of other reference images: copies and the KID difference count each cluster once" in said
+    )
+    assert "5 reference images are near-duplicates of training images: copies and the KID difference leave them out" in said
+    assert "9 training images are near-duplicates of others" in said
+    alone = measure_quality(made, "pixels", reference=tmp_path / "r2.npy", images=12, steps=1).record
+    assert "30 reference images are near-duplicates of other reference images: the intervals of Fr\u00e9chet" in " / ".join(alone.warnings)

@@ -11,6 +11,8 @@ from jaxtyping import Bool, UInt8
 
 from diffleak.data.cohort import Cohort
 from diffleak.data.decoding import UnreadableImage
+from diffleak.data.distinct import Looked
+from diffleak.data.duplicates import SIDE, sketch
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
 from diffleak.records.images import Decoding, Notes, Tally
 from diffleak.work.ahead import READERS, in_order
@@ -24,6 +26,7 @@ class _Fitted(NamedTuple):
 
     pixels: UInt8[np.ndarray, "h w c"]
     hash: bytes
+    sketch: UInt8[np.ndarray, "16 16"]
     notes: Notes
     resized: bool
 
@@ -31,8 +34,9 @@ class _Fitted(NamedTuple):
 class FittedImages:
     """The images of a cohort one after another; afterwards what is known of them.
 
-    After the last image `readable` marks those that could be read, `hashes` are of the pixels of these as the model is given them, before
-    they are resized, `tally` counts what was done to their files, and `resized` those of another shape that were resized.
+    After the last image `readable` marks those that could be read, `hashes` and `sketches` are of the pixels of these as the model is given
+    them, before they are resized, as those of an audit are; `tally` counts what was done to their files, and `resized` those of another
+    shape that were resized.
     """
 
     def __init__(self, cohort: Cohort, shape: ImageShape, decoding: Decoding, resize: bool, skip_unreadable: bool) -> None:
@@ -42,6 +46,7 @@ class FittedImages:
         self._digest = hashlib.sha256()
         self.readable: Bool[np.ndarray, " n"] = np.ones(len(cohort), dtype=bool)
         self.hashes: list[bytes] = []
+        self.sketches: list[UInt8[np.ndarray, "16 16"]] = []
         self.tally = Tally()
         self.resized = 0
 
@@ -55,6 +60,7 @@ class FittedImages:
                 continue
             self.tally = self.tally.plus(found.notes)
             self.hashes.append(found.hash)
+            self.sketches.append(found.sketch)
             self._digest.update(f"{self._cohort.ids[row]}\0{found.hash.hex()}\n".encode())
             self.resized += found.resized
             yield found.pixels
@@ -68,13 +74,21 @@ class FittedImages:
                 raise
             return None
         pixels = without_alpha(pixels, self._shape.channels)
-        hashed, resized = pixel_hash(pixels), shape_of(pixels) != self._shape
-        return _Fitted(fit(pixels, self._shape, self._resize, self._cohort.ids[row]), hashed, notes, resized)
+        fitted = fit(pixels, self._shape, self._resize, self._cohort.ids[row])
+        return _Fitted(fitted, pixel_hash(pixels), sketch(pixels), notes, shape_of(pixels) != self._shape)
 
     def batches(self, size: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
         """The images, `size` at a time."""
         one_by_one = iter(self)
         yield from (np.stack(batch) for batch in iter(lambda: list(islice(one_by_one, size)), []))
+
+    @property
+    def looked(self) -> Looked:
+        """What near-duplicates of the images that were read are found by."""
+        n = len(self.hashes)
+        keys = tuple(key for key, read in zip(self._cohort.keys, self.readable, strict=True) if read)
+        hashes = np.frombuffer(b"".join(self.hashes), dtype=np.uint8).reshape(n, 32)
+        return Looked(keys, np.array(self.sketches, dtype=np.uint8).reshape(n, SIDE, SIDE), hashes)
 
     @property
     def fingerprint(self) -> str:

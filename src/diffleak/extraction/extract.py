@@ -28,6 +28,7 @@ from diffleak.config import build
 from diffleak.data.anonymity import Key, key_beside_audit
 from diffleak.data.captions import choose_captions
 from diffleak.data.cohort import IN_MEMORY, Cohort
+from diffleak.data.distinct import Distinct
 from diffleak.data.draw import calibrate_part
 from diffleak.data.membership import check_membership
 from diffleak.data.names import say_strays
@@ -37,7 +38,7 @@ from diffleak.diffusion.target import Target, side_by_side
 from diffleak.errors import UserError
 from diffleak.extraction.config import DRAWS, IMAGES, ExtractConfig, read_cohort
 from diffleak.extraction.nearest import Distance, Nearest, distances
-from diffleak.extraction.sides import Side, read_sides, tally_of, without_near_duplicates
+from diffleak.extraction.sides import Side, counted_once, read_sides, tally_of
 from diffleak.generation import Drawing, Drawings, draw, draw_one, draw_share, drawings_of, images_read, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.records.audit import Membership
@@ -105,7 +106,7 @@ class Prepared:
     drawing: Drawing
     encoder: Extractor | None
     membership: Membership
-    near_duplicates: int  # held-out images that were left out, since each is nearly a member
+    distinct: Distinct  # who counts; held-out images that do not are in no other field
     key: Key | None = None
 
     @property
@@ -191,14 +192,12 @@ def prepare(
     members, held_out = read_sides(cohort, shape, config, encoder if config.only is None else None)
     tally = tally_of(members, held_out)
     tally.refuse_white(config.decoding)
-    near = 0
-    if held_out:
-        held_out, near = without_near_duplicates(members, held_out)
+    distinct, held_out = counted_once(members, held_out)
     for trained in target.trained:
         refuse_other_reading(trained, config.decoding, tally, shape.channels == 4)
     cohorts = [side.cohort for side in (members, held_out) if side is not None]
     drawing, captions = _plan(config, target, shape, texts, *cohorts)
-    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, near, key)
+    return Prepared(config, target, members, held_out, captions, drawing, encoder, membership, distinct, key)
 
 
 def _captions(config: ExtractConfig, target: Target, cohort: Cohort) -> dict[str, str] | None:
@@ -359,8 +358,9 @@ def _compared(prepared: Prepared, by: Distance) -> Compared:
     held_out, part = np.zeros(0), prepared.calibrate
     if prepared.held_out:
         held_out = by.nearest(prepared.held_out, len(prepared.members) * (prepared.draws or 0), prepared.draws).distance
-    rates = stats.copy_rates(members.distance, held_out[part], held_out[~part], prepared.config.false_copies)
-    copies = None if rates.threshold is None else int((members.distance < rates.threshold).sum())
+    counted = members.distance[prepared.distinct.members]
+    rates = stats.copy_rates(counted, held_out[part], held_out[~part], prepared.config.false_copies)
+    copies = None if rates.threshold is None else int((counted < rates.threshold).sum())
     described = CopyRates(
         distance=by.name,
         fingerprint=by.fingerprint,
@@ -381,12 +381,14 @@ def _pairs(prepared: Prepared, found: Sequence[Compared]) -> tuple[Pair, ...]:
     images, threshold = decisive.members.image, decisive.rates.threshold
     others = {each.by.name: each.by.between(prepared.members, images) for each in found[1:]}
     by_name = {decisive.by.name: decisive.members.distance, **others}
+    ids, stands = prepared.members.cohort.ids, prepared.distinct.stands
     p = stats.p_values(decisive.members.distance, decisive.calibrate) if len(decisive.calibrate) else None
 
     def pair(row: int) -> Pair:
         image = int(images[row])
         return Pair(
-            id=prepared.members.cohort.ids[row],
+            id=ids[row],
+            counted_as=None if stands[row] == row else ids[stands[row]],
             image=image,
             draw=image % draws if draws else image,
             seed=drawing.seed,
@@ -420,7 +422,9 @@ def _record(prepared: Prepared, found: Sequence[Compared], pairs: tuple[Pair, ..
         classes=None if target.classes is None else f"{drawing.n // target.classes} of each of {target.classes} classes",
         members=prepared.members.described,
         held_out=held_out.described if held_out else None,
-        near_duplicates=prepared.near_duplicates,
+        distinct_members=int(prepared.distinct.members.sum()),
+        near_duplicates=prepared.distinct.beside,
+        near_duplicates_held_out=prepared.distinct.again,
         calibrate=int(prepared.calibrate.sum()),
         false_copies=config.false_copies,
         decides=first.distance,
@@ -446,10 +450,12 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         found.append(
             "no held-out images were given, so nothing says how near a drawing comes by chance: there are distances and pairs, and no rate"
         )
-    if near := prepared.near_duplicates:
+    if near := prepared.distinct.beside:
         found.append(
             f"{near} held-out images were left out: each is a near-duplicate of a member, so a drawing near to it is no false copy"
         )
+    if again := prepared.distinct.again:
+        found.append(f"{again} held-out images were left out: each is a near-duplicate of another held-out image, and these count once")
     if prepared.membership.status != "confirmed":
         found.append(prepared.membership.sentence)
     if len(target.denoiser.exposed) > 1:
@@ -465,6 +471,9 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         found.append(f"how the real images were read: {', '.join(images)}")
     if omitted := prepared.members.omitted + (held_out.omitted if held_out else 0):
         found.append(f"{omitted} unreadable images were left out")
-    if repeated := len(prepared.members) - len({*prepared.members.hashes}):
-        found.append(f"{repeated} members occur more than once; intervals treat them as independent")
+    if repeated := int((~prepared.distinct.members).sum()):
+        found.append(
+            f"{repeated} members are near-duplicates of other members: each cluster counts as one image, the one whose name comes first, "
+            "and the list of pairs has all of them"
+        )
     return tuple(found)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from diffleak.data.cohort import Cohort
-from diffleak.data.duplicates import find_duplicates, sketch
+from diffleak.data.distinct import Distinct, Looked, distinct
 from diffleak.data.fitted import FittedImages
 from diffleak.data.pixels import ImageShape
 from diffleak.data.scan import refuse_shared
@@ -25,7 +25,7 @@ class Side:
     cohort: Cohort
     pixels: UInt8[np.ndarray, "n h w c"]
     features: Float[np.ndarray, "n d"] | None
-    hashes: tuple[bytes, ...]
+    looked: Looked
     described: ImageSet
     omitted: int
     tally: Tally
@@ -46,35 +46,31 @@ def read_sides(cohort: Cohort, shape: ImageShape, config: ExtractConfig, encoder
         return members, None
     others = _read("held-out images", cohort.names[1], held_out, shape, config, encoder)
     both = cohort.taken(np.concatenate([_rows(cohort, side.cohort) for side in (members, others)]))
-    hashes = np.frombuffer(b"".join(members.hashes + others.hashes), dtype=np.uint8).reshape(len(both), -1)
+    hashes = np.concatenate([members.looked.hashes, others.looked.hashes])
     refuse_shared(both, hashes, tally_of(members, others).alike)
     return members, others
 
 
-def without_near_duplicates(members: Side, held_out: Side) -> tuple[Side, int]:
-    """The held-out images that are no near-duplicates of members, and how many are: these would take copies for chance.
+def counted_once(members: Side, held_out: Side | None) -> tuple[Distinct, Side | None]:
+    """Which images count, and the held-out images that do: no drawing is made for the others.
 
     Raises `UserError` where none is left.
     """
-    sides = (members, held_out)
-    sketches = np.stack([sketch(image) for side in sides for image in side.pixels])
-    hashes = np.frombuffer(b"".join(members.hashes + held_out.hashes), dtype=np.uint8).reshape(len(sketches), -1)
-    _, clusters = find_duplicates(sketches, hashes)
-    keep = ~np.isin(clusters[len(members) :], clusters[: len(members)])
+    found = distinct(members.looked, held_out.looked if held_out else None)
+    keep = found.counted
+    if held_out is None or keep.all():
+        return found, held_out
     if not keep.any():
         raise UserError(f"each of the {len(held_out)} held-out images is a near-duplicate of a member; give others")
-    if keep.all():
-        return held_out, 0
-    described = held_out.described.model_copy(update={"n": int(keep.sum())})
     left = replace(
         held_out,
         cohort=held_out.cohort.only(keep),
         pixels=held_out.pixels[keep],
         features=None if held_out.features is None else held_out.features[keep],
-        hashes=tuple(each for each, kept in zip(held_out.hashes, keep, strict=True) if kept),
-        described=described,
+        looked=held_out.looked.only(keep),
+        described=held_out.described.model_copy(update={"n": int(keep.sum())}),
     )
-    return left, int((~keep).sum())
+    return found, left
 
 
 def tally_of(members: Side, held_out: Side | None) -> Tally:
@@ -101,7 +97,7 @@ def _read(what: str, source: str, cohort: Cohort, shape: ImageShape, config: Ext
     pixels, kept = np.stack(found), cohort.only(images.readable)
     features = features_of(what, pixels, encoder) if encoder else None
     described = ImageSet(source=source, n=len(kept), fingerprint=images.fingerprint)
-    return Side(kept, pixels, features, tuple(images.hashes), described, len(cohort) - len(kept), images.tally, images.resized)
+    return Side(kept, pixels, features, images.looked, described, len(cohort) - len(kept), images.tally, images.resized)
 
 
 def _rows(cohort: Cohort, part: Cohort) -> np.ndarray:

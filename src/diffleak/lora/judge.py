@@ -55,6 +55,7 @@ def redrawn(of_adapter: Mapping[str, float], of_base: Mapping[str, float]) -> Re
     closest = min(of_base.values())
     nearer = sorted((distance, name) for name, distance in of_adapter.items() if distance < closest)
     return Redrawn(
+        pictures=len(of_adapter),
         nearer=len(nearer),
         p_value=2.0 ** -len(nearer),
         closest=min(of_adapter.values()),
@@ -102,9 +103,9 @@ def look_first(found: Redrawn) -> bool:
     return found.p_value < ALPHA
 
 
-def of_drawings(found: Redrawn, pictures: int, pairs: str) -> tuple[Decision, str]:
+def of_drawings(found: Redrawn, pairs: str) -> tuple[Decision, str]:
     """The decision of a checkpoint without held-out pictures, and why; pairs: the page that has the pairs."""
-    said = nearer_than_base(found.nearer, pictures)
+    said = nearer_than_base(found.nearer, found.pictures or 0)
     if not look_first(found):
         return "undecided", (
             f"{said}, which is no more than chance (p = {found.p_value:.2g}); without held-out pictures nothing more can be said. "

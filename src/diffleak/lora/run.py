@@ -167,7 +167,7 @@ def _drawn(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tuple
         record = _extracted(config, captions, each, config.output / DRAWINGS / each.name)
         page_of = f"{DRAWINGS}/{each.name}/{EXTRACT_PAGE}"
         redrawn = judge.redrawn(_distances(record), _distances(of_base))
-        rows.append(_row(config, found, each, DRAWINGS, *judge.of_drawings(redrawn, len(record.pairs), page_of), redrawn=redrawn))
+        rows.append(_row(config, found, each, DRAWINGS, *judge.of_drawings(redrawn, page_of), redrawn=redrawn))
         of_each[each.name] = record.warnings
     return tuple(rows), _warnings(of_each)
 
@@ -195,8 +195,15 @@ def _extracted(config: LoraConfig, captions: str, adapter: Found | None, folder:
 
 
 def _distances(record: ExtractionRecord) -> dict[str, float]:
-    """The distance of each picture to its nearest drawing, by its id."""
-    return {pair.id: pair.distances[record.decides] for pair in record.pairs}
+    """The distance of each picture to its nearest drawing, by its id; of near-duplicates the least, by that of the one which counts.
+
+    They are drawn closely together or not at all, so each for itself would be no evidence of its own. Where adapter and base draw alike,
+    the least of the one is exchangeable with the least of the other, whatever their number.
+    """
+    found: dict[str, float] = {}
+    for pair in record.pairs:  # the nearest first
+        found.setdefault(pair.counted_as or pair.id, pair.distances[record.decides])
+    return found
 
 
 def _row(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from diffleak.data.cohort import Cohort
+from diffleak.data.distinct import Looked
 from diffleak.data.fitted import FittedImages
 from diffleak.data.pixels import ImageShape
 from diffleak.errors import UserError
@@ -31,11 +32,16 @@ class RealSet:
 
     cohort: Cohort
     fingerprint: str
-    hashes: frozenset[bytes]
+    looked: Looked
     features: Both
     omitted: int
     tally: Tally
     resized: int = 0
+
+    @property
+    def hashes(self) -> frozenset[bytes]:
+        """Those of the pixels, each once."""
+        return frozenset(map(bytes, self.looked.hashes))
 
     @property
     def described(self) -> ImageSet:
@@ -49,7 +55,7 @@ def read_set(role: str, cohort: Cohort, shape: ImageShape, config: QualityConfig
         features = features_of(role, len(cohort), images.batches(BATCH), encoders)
     images.tally.refuse(source_name(cohort), config.decoding)
     kept = cohort.only(images.readable)
-    return RealSet(kept, images.fingerprint, frozenset(images.hashes), features, len(cohort) - len(kept), images.tally, images.resized)
+    return RealSet(kept, images.fingerprint, images.looked, features, len(cohort) - len(kept), images.tally, images.resized)
 
 
 def features_of(role: str, n: int, batches: Iterator[UInt8[np.ndarray, "b h w c"]], encoders: tuple[Extractor, Extractor]) -> Both:

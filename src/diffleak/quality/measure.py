@@ -18,6 +18,7 @@ from diffleak import hub
 from diffleak.config import build
 from diffleak.data.anonymity import Key, key_beside_audit
 from diffleak.data.cohort import Cohort
+from diffleak.data.distinct import Distinct, distinct
 from diffleak.data.labels import NoClasses
 from diffleak.data.membership import check_membership
 from diffleak.data.names import say_strays
@@ -179,7 +180,8 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     images = draw(prepared.drawing, folder, config.batch_size, config.threads)
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
-    metrics, found = _statistics(prepared.encoders, features, reference, training, config.seed)
+    counted = _counted(reference, training)
+    metrics, found = _statistics(prepared.encoders, features, reference, training, counted, config.seed)
     if prepared.prompts and prepared.clip:
         score = alignment(prepared.clip, images, prepared.prompts.texts, config.seed)
         metrics += (Metric(name="clip_score", **score.model_dump()),)
@@ -190,7 +192,8 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
         seconds_drawing=round(drawn - before, 3),
         seconds_measuring=round(before - started + time.monotonic() - drawn, 3),
     )
-    return Measured(_record(prepared, reference, training, metrics, found, costs), images, prepared.real, prepared.drawing.shape)
+    warnings = _warnings(prepared, reference, training, counted)
+    return Measured(_record(prepared, reference, training, metrics, found, warnings, costs), images, prepared.real, prepared.drawing.shape)
 
 
 def _record(
@@ -199,6 +202,7 @@ def _record(
     training: RealSet | None,
     metrics: tuple[Metric, ...],
     found: Copies | None,
+    warnings: tuple[str, ...],
     costs: QualityCosts,
 ) -> QualityRecord:
     config, target, drawing, first = prepared.config, prepared.target, prepared.drawing, prepared.encoders[0]
@@ -227,7 +231,7 @@ def _record(
         metrics=metrics,
         copies=found,
         scores=SCORES if config.scores else None,
-        warnings=_warnings(prepared, reference, training),
+        warnings=warnings,
         environment=environment(target, config.threads or side_by_side(target), config.seed, reference.fingerprint),
         costs=costs,
         membership=prepared.membership,
@@ -255,14 +259,23 @@ def _labels(target: Target, reference: Cohort, config: QualityConfig) -> tuple[I
 
 
 def _statistics(
-    encoders: tuple[Extractor, Extractor], generated: Both, reference: RealSet, training: RealSet | None, seed: int
+    encoders: tuple[Extractor, Extractor],
+    generated: Both,
+    reference: RealSet,
+    training: RealSet | None,
+    counted: Distinct,
+    seed: int,
 ) -> tuple[tuple[Metric, ...], Copies | None]:
+    """counted: which real images count where near-duplicates count once, in the copies and the KID difference."""
     x, y = generated.plain.features, reference.features.plain.features
     precision, recall = precision_recall(x, y)
     found = copies.no_copies()
+    difference, p_value = Estimate(reason=copies.UNKNOWN), None
     if training:
         encoder, of = (encoders[1].name, encoders[1].fingerprint), training.features.for_copies
-        found = copies.find_copies(encoder, generated.for_copies, reference.features.for_copies, of, training.cohort.ids)
+        unseen = reference.features.for_copies[counted.counted]
+        found = copies.find_copies(encoder, generated.for_copies, unseen, of, training.cohort.ids)
+        difference, p_value = kernel_difference(x, training.features.plain.features[counted.members], y[counted.counted], seed)
     metrics: dict[MetricName, Estimate] = {
         "frechet": frechet_distance(x, y),
         "kid": kernel_distance(x, y),
@@ -271,11 +284,16 @@ def _statistics(
         "recall": recall,
     }
     listed = [Metric(name=name, **estimate.model_dump()) for name, estimate in metrics.items()]
-    difference, p_value = Estimate(reason=copies.UNKNOWN), None
-    if training:
-        difference, p_value = kernel_difference(x, training.features.plain.features, y, seed)
     listed += [found.rate, Metric(name="kid_difference", p_value=p_value, **difference.model_dump())]
     return tuple(listed), found.copies
+
+
+def _counted(reference: RealSet, training: RealSet | None) -> Distinct:
+    """Which training images and which of the reference count, near-duplicates once."""
+    if training:
+        return distinct(training.looked, reference.looked)
+    alone = distinct(reference.looked, None)
+    return Distinct(alone.stands[:0], alone.members, 0, int((~alone.members).sum()))
 
 
 def _write_scores(path: Path, reference: RealSet, training: RealSet, generated: Float[np.ndarray, "n d"]) -> None:
@@ -311,7 +329,7 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
         raise UserError(f"{folder / FILE} was measured with another {changed[0]}; {advice}")
 
 
-def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) -> tuple[str, ...]:
+def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None, counted: Distinct) -> tuple[str, ...]:
     rounds = prepared.config.rounds
     found = [*prepared.target.warnings, *(line for each in dict.fromkeys(prepared.encoders) for line in each.warnings)]
     if isinstance(prepared.clip, Clip):
@@ -337,9 +355,19 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None) 
     omitted = reference.omitted + (training.omitted if training else 0)
     if omitted:
         found.append(f"{omitted} unreadable images were left out")
-    repeated = len(reference.cohort) - len(reference.hashes)
-    if repeated:
-        found.append(f"{repeated} images occur more than once in the reference; intervals treat them as independent")
+    if counted.again:
+        once = "copies and the KID difference count each cluster once; " if training else ""
+        found.append(
+            f"{counted.again} reference images are near-duplicates of other reference images: {once}the intervals of Fréchet "
+            "distance, KID, precision and recall treat them as independent"
+        )
+    if counted.beside:
+        found.append(
+            f"{counted.beside} reference images are near-duplicates of training images: copies and the KID difference leave them out, "
+            "since a drawing near to them is no accident"
+        )
+    if repeated := int((~counted.members).sum()):
+        found.append(f"{repeated} training images are near-duplicates of others: the KID difference counts each cluster once")
     if training is None:
         found.append("whether the reference was trained on is not known; against training images every distance is too small")
     return tuple(found)

@@ -29,9 +29,9 @@ class CopyRates(Record):
     threshold: float | None
     """Distance in [0, 2] below which an image has a copy, set by the calibrate part of the held-out images; null with too few."""
     copies: int | None
-    """Number of members with a copy; null without a threshold."""
+    """Number of members with a copy, near-duplicates counted once; null without a threshold."""
     copy_rate: Estimate
-    """Share of the members with a copy, in [0, 1]."""
+    """Share of the members with a copy, near-duplicates counted once, in [0, 1]."""
     held_out_rate: Estimate
     """Share of the other held-out images with what would count as a copy, in [0, 1]; these set no threshold."""
     chance: float | None
@@ -47,6 +47,8 @@ class Pair(Record):
 
     id: str
     """Id of the member; keyed in an anonymous run."""
+    counted_as: str | None = None
+    """Id of the near-duplicate that counts for this member; null for a member that counts itself."""
     image: int
     """Number of the drawing among all, from 0: `--only` draws it again."""
     draw: int
@@ -103,8 +105,12 @@ class ExtractionRecord(OfDrawings):
     """Images that the model was trained on."""
     held_out: ImageSet | None
     """Images that it was not trained on; null without them."""
+    distinct_members: int | None = None
+    """Number of members that count: of near-duplicates one; null in records of earlier versions, where all count."""
     near_duplicates: int = 0
     """Number of held-out images that were left out, since each is a near-duplicate of a member."""
+    near_duplicates_held_out: int = 0
+    """Number of held-out images that were left out, since each is a near-duplicate of another one that counts."""
     calibrate: int
     """Number of held-out images that set the thresholds; the others are counted."""
     false_copies: float
@@ -112,7 +118,7 @@ class ExtractionRecord(OfDrawings):
     decides: str
     """Name of the distance that says which drawing is nearest and which pair is a copy."""
     copy_rate: Estimate
-    """Share of the members with a copy by the distance that decides, in [0, 1]."""
+    """Share of the members with a copy by the distance that decides, near-duplicates counted once, in [0, 1]."""
     held_out_rate: Estimate
     """The same share of the held-out images that set no threshold, in [0, 1]."""
     distances: tuple[CopyRates, ...]

@@ -29,6 +29,8 @@ class Excess(Record):
 class Redrawn(Record):
     """How near an adapter's drawings come to the pictures, beside the base's drawings for the same captions, seeds and steps."""
 
+    pictures: int | None = None
+    """Number of pictures that were compared, near-duplicates counted once; null in records of earlier versions, where all were."""
     nearer: int
     """Number of pictures with a drawing nearer to them than any drawing of the base is to its picture."""
     p_value: float

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from diffleak.data.cohort import sort_key
+from diffleak.data.distinct import leading
 from diffleak.data.duplicates import clusters_of
 from diffleak.records.audit import Blind
 from diffleak.records.scores import Samples, Scores, Unit, means, numbered
@@ -133,9 +133,7 @@ def units_of(
     if groups is not None:
         own = lambda each: tuple(each[row] for row in first)
         return Units(of, member[first], own(groups), own(names or groups), kind)
-    named = first.tolist()  # the row that names each unit
-    for row, unit in enumerate(of.tolist()):
-        named[unit] = min(named[unit], row, key=lambda each: sort_key(keys[each]))
+    named = leading(of, keys)[first]  # the row that names each unit
     return Units(of, member[first], tuple(keys[row] for row in named), tuple(ids[row] for row in named), kind)
 
 

@@ -113,8 +113,8 @@ def _public_reason(record: LoraRecord, checkpoint: Checkpoint) -> str:
     """The reason without the names of pictures."""
     if checkpoint.redrawn is None:
         return visible(checkpoint.reason)
-    nearer, p = checkpoint.redrawn.nearer, checkpoint.redrawn.p_value
-    return f"{nearer_than_base(nearer, record.pictures)} (p = {p:.2g}); without held-out pictures this decides nothing"
+    nearer, p, compared = checkpoint.redrawn.nearer, checkpoint.redrawn.p_value, checkpoint.redrawn.pictures or record.pictures
+    return f"{nearer_than_base(nearer, compared)} (p = {p:.2g}); without held-out pictures this decides nothing"
 
 
 def _limits(record: LoraRecord, **said: str) -> Section:

@@ -49,9 +49,7 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
             why += ": no held-out images were given; their distances to the nearest drawings would show how close drawings come by chance"
         return Verdict("undecided", title, (f"{why}.", closest, *look))
     value, said = spoken(rates.copy_rate)
-    size = (
-        f"{count(rates.copies)} of {count(record.members.n)} members have a copy, {value} (95 % interval {said}): measured {by}, they are "
-    )
+    size = f"{count(rates.copies)} of {_members(record)} have a copy, {value} (95 % interval {said}): measured {by}, they are "
     size += f"closer to a drawing than {100 * (1 - record.false_copies):g} % of the held-out images are."
     beside = _beside(rates)
     chance = (
@@ -65,6 +63,13 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
     bound = f"These drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may have one."
     title = "No more copies of members were found than of held-out images."
     return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", closest, *look))
+
+
+def _members(record: ExtractionRecord) -> str:
+    """How many members count."""
+    if record.distinct_members in (None, record.members.n):
+        return f"{count(record.members.n)} members"
+    return f"{count(record.distinct_members)} members (near-duplicates counted once)"
 
 
 def _beside(rates: CopyRates) -> str:
@@ -164,13 +169,14 @@ def _pair(record: ExtractionRecord, pair: Pair, pictures: Pictures | None) -> di
     names = {rates.distance: _name(rates) for rates in record.distances}
     distances = "; ".join(f"{names[name]} {value:.3f}" for name, value in pair.distances.items())
     p = "" if pair.p_value is None else f", p = {pair.p_value:.2g}"
+    same = "" if pair.counted_as is None else f"; a near-duplicate of {visible(pair.counted_as)}, which counts for both"
     number = f"{pair.image}, number {pair.draw + 1} of {record.draws} for this caption" if record.draws else f"{pair.image}"
     return {
         "id": visible(pair.id),
         "pictures": shown,
         "image": pair.image,
         "verdict": {True: "copy by the threshold", False: "no copy by the threshold", None: ""}[pair.is_copy],
-        "distances": f"{distances}{p}",
+        "distances": f"{distances}{p}{same}",
         "prompt": None if pair.prompt is None else visible(pair.prompt),
         "drawing": f"{number}, seed {pair.seed}" + ("" if pair.label is None else f", class {pair.label}"),
         "command": visible(record.reproduce(pair)),
@@ -191,6 +197,8 @@ def made(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
     yield "Members", of_images(record.members)
     if record.held_out:
         left = f"; {count(record.near_duplicates)} near-duplicates of members were left out" if record.near_duplicates else ""
+        if record.near_duplicates_held_out:
+            left += f"; {count(record.near_duplicates_held_out)} near-duplicates of other held-out images were left out"
         yield "Held-out images", of_images(record.held_out) + left
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
