@@ -43,6 +43,9 @@ def test_without_a_threshold_the_verdict_is_undecided_and_says_why(held_out, tit
     judged = verdict(extraction_record(copied=9, held_out=held_out))
     assert judged.level == "undecided" and title in judged.title and why in judged.sentences[0]
     assert "at a distance of 0.0" in judged.sentences[1]
+    shown = to_html(page(extraction_record(copied=9, held_out=held_out)))
+    assert "so no threshold says which distances are copies" in shown
+    assert "of such images lie below it" not in shown and "says which pairs are copies" not in shown
 
 
 def test_the_page_has_each_pair_with_the_command_that_draws_it_again_and_pictures_only_when_asked_for():

@@ -38,6 +38,17 @@ def pages(tmp_path_factory) -> dict[str, Page]:
     }
 
 
+def test_the_strength_of_a_regression_is_in_no_column_of_an_audit():
+    record, samples = audit_of({"sima": 0.8})
+    result = record.results[0]
+    for setting, there in (("C=0.01", False), ("4 x 4", True)):
+        oracle = result.oracle.model_copy(update={"timestep": None, "setting": setting})
+        ruled = result.model_copy(update={"timestep": None, "setting": setting, "oracle": oracle})
+        shown = to_html(audit.page(record.model_copy(update={"results": (ruled, *record.results[1:])}), samples))
+        tables = shown.partition("<table")[2].rpartition("</table>")[0]
+        assert (tables.count(setting) >= 2) == there and (there or setting not in tables)
+
+
 def terminal(page: Page) -> str:
     stream = io.StringIO()
     print_page(page, Console(file=stream, width=300))

@@ -365,6 +365,10 @@ def test_differences_are_paired_with_the_checkpoint_before_and_the_last_within_t
     assert "the last that passes is c-200" in str(failed.value)
     html = to_html(page(record))
     assert "The last checkpoint within the limits: c-200, step 200" in html and html.count("<svg") >= 2
+    many, few = (to_html(page(record.model_copy(update={"nonmembers": side}))) for side in (200, 199))
+    said = "a difference need not be that of the two numbers beside it"
+    assert said in few and (said in html) == (min(record.members, record.nonmembers) < 200)
+    assert (said in many) == (record.members < 200)
 
 
 def test_without_limits_nothing_is_gated_and_the_attack_of_each_checkpoint_is_said(leaking):

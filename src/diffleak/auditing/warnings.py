@@ -182,7 +182,7 @@ def about_reading(prepared: Prepared) -> list[str]:
     if prepared.truncated:
         found.append(
             f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it read their beginning only "
-            "(audit.json lists the images under truncated)"
+            "(audit.json, or inquiry.json of an inquiry, lists the images under truncated)"
         )
     captions = prepared.scan.captions
     if captions:

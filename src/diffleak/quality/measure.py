@@ -369,5 +369,5 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None, 
     if repeated := int((~counted.members).sum()):
         found.append(f"{repeated} training images are near-duplicates of others: the KID difference counts each cluster once")
     if training is None:
-        found.append("whether the reference was trained on is not known; against training images every distance is too small")
+        found.append("it is not known if the model was trained on the reference images; if it was, every distance to them is too small")
     return tuple(found)

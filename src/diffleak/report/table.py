@@ -193,10 +193,13 @@ def asr_cell(result: Result) -> Cell:
 
 
 def setting_cell(chosen: Any) -> Cell:
-    """The timestep of a result, or the setting of one that has none; that of a regression, its strength C, says nothing to a reader."""
-    if chosen.setting and not chosen.setting.startswith("C="):
-        return Cell(chosen.setting)
-    return Cell("-" if chosen.timestep is None else str(chosen.timestep))
+    """The timestep of a result, or the setting of one that has none."""
+    return Cell(_setting(chosen) or ("-" if chosen.timestep is None else str(chosen.timestep)))
+
+
+def _setting(chosen: Any) -> str:
+    """The setting that was chosen; nothing where it is the strength C of a regression, which says nothing to a reader."""
+    return "" if (chosen.setting or "").startswith("C=") else chosen.setting or ""
 
 
 def _queries(result: Result) -> Cell:
@@ -216,7 +219,7 @@ def _achieved(result: Result) -> Cell:
 def _oracle(result: Result) -> Cell:
     if result.oracle.auc is None:
         return missing(result.oracle.reason) if result.oracle.reason == NEEDS_ALL else Cell("-")
-    at = f"t = {result.oracle.timestep}" if result.oracle.timestep is not None else result.oracle.setting
+    at = f"t = {result.oracle.timestep}" if result.oracle.timestep is not None else _setting(result.oracle)
     return Cell(f"{result.oracle.auc:.3f}", (at,) if at else ())
 
 

@@ -31,8 +31,9 @@ LIMITS = entries("""
     A distance sees less than an eye. | A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two
         plain images are close without being copies. The threshold allows for that only if the held-out images are of the same kind as
         the members.
-    Near-duplicates. | Held-out images that nearly equal a member are left out. Near-duplicates among the members count as several,
-        and intervals treat them as independent.
+    Near-duplicates. | Held-out images that nearly equal a member are left out, and near-duplicates on one side count as one image.
+        Other images that belong together, such as those of one person, count as independent: if they are copied together, the intervals
+        are too narrow.
     One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or
         number of steps.
 """)

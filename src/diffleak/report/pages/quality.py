@@ -32,8 +32,8 @@ LIMITS = entries("""
     Copies, not membership. | A model that draws no copies can still reveal who was in the training set; that is what an audit
         measures.
     Rare copies. | {images} images were drawn. A copy that the model draws once in a million images is not found.
-    Chance neighbours. | The threshold comes from {real} unseen real images. The verdict takes their random choice into account, the
-        interval of the copy rate does not. Near-duplicates between them and the training images raise the threshold and hide copies.
+    Chance neighbours. | The threshold comes from at most {real} unseen real images: near-duplicates count once, and those of training
+        images not at all. The verdict and the interval of the copy rate both take the random choice of these images into account.
     One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or
         number of steps.
 """)

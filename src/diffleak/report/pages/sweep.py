@@ -11,7 +11,7 @@ from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabu
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.audit.gates import checked, sentence
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, moment
+from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, medians, moment
 from diffleak.stats.evaluation import REPEATS, SMALL_SIDE
 
 GLOSSARY = entries("""
@@ -123,8 +123,8 @@ def _table(record: SweepRecord) -> Section:
     last = record.last_passing
     made: Table = tabulate(record.points, columns, lambda p: (p.name, p.checkpoint, p.name == last))
     few = record.chosen_on == "calibrate" and min(record.members, record.nonmembers) < SMALL_SIDE
-    medians = f" Each number is a median over {REPEATS} divisions, and so is each difference." if few else ""
-    caption = f"A row per checkpoint. Small print: 95 % intervals.{medians}" + (" Marked: the last within every limit." if last else "")
+    said = ("A row per checkpoint. Small print: 95 % intervals.", *medians(REPEATS if few else 1))
+    caption = " ".join((*said, "Marked: the last within every limit.") if last else said)
     return Section("checkpoints", "Checkpoints", (Tabulated(made, caption, "Checkpoint"), *_failed(record)), "Checkpoints", "Checkpoints")
 
 

@@ -95,14 +95,15 @@ def _name(rates: CopyRates) -> str:
 def rates(record: ExtractionRecord) -> Section:
     """A row per distance: copies among members, and false ones among held-out images."""
     where = "its own caption's drawings" if record.draws else "all drawings"
-    meaning = f"No held-out images were given, so no threshold says which distances are copies. Each distance is to the nearest of {where}."
-    if record.held_out is not None:
-        meaning = (
-            f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out "
-            f"images set the threshold: {percent(record.false_copies)} of such images lie below it. The column of held-out images "
-            "is about the others. In brackets: 95 % intervals."
-        )
+    meaning = (
+        f"An image has a copy if its distance to the nearest of {where} is below the threshold. {count(record.calibrate)} held-out "
+        f"images set the threshold: {percent(record.false_copies)} of such images lie below it. The column of held-out images "
+        "is about the others. In brackets: 95 % intervals."
+    )
     decides = "" if len(record.distances) == 1 else f" The first distance, {_name(record.decisive)}, says which pairs are copies."
+    if record.decisive.threshold is None:
+        why = "No held-out images were given" if record.held_out is None else "There are too few held-out images"
+        meaning, decides = f"{why}, so no threshold says which distances are copies. Each distance is to the nearest of {where}.", ""
     chance = lambda r: Cell("-" if r.chance is None else f"{r.chance:.2g}")
     columns = (
         Column(("Members", "with a copy"), "", 1, lambda r: _rate_cell(r.copy_rate)),
