@@ -158,6 +158,56 @@ def test_a_wrong_value_is_named_as_the_user_named_it(capsys, model, sides, tmp_p
     assert "diffleak: sima: timesteps must be start:stop:step" in refused(capsys, *run, "--attacks", "sima(timesteps=ten)"), "of an attack"
 
 
+WITHOUT_TORCH = """
+import sys
+
+sys.modules["torch"] = None  # importing it fails
+from diffleak import cli
+
+for line in sys.stdin:
+    sys.argv = ["diffleak", *line.split()]
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        print(stopped.code, file=sys.stderr)
+"""
+
+
+def test_images_models_and_adapters_that_are_not_there_are_refused_before_torch_is_loaded(model, sides, tmp_path):
+    there = sides[1]
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "sweep.json").write_text("{}")
+    cases = {
+        f"audit {model} --members {there} --nonmembers nowhere -o r": "found nothing at nowhere",
+        f"audit nowhere --members {there} --nonmembers {there} -o r": "MODEL must be a diffusers folder",
+        f"audit {model} --lora none-*.safetensors --members {there} --nonmembers {there} -o r": "nothing matches none-*.safetensors",
+        f"audit none-* --members {there} --nonmembers {there} -o r": "nothing matches none-*",
+        f"geometry {model} --data nowhere.npy -o r": "found nothing at nowhere.npy",
+        f"inquire {model} --images nowhere --control {there} -o r": "found nothing at nowhere",
+        f"extract {model} --members nowhere -o r": "found nothing at nowhere",
+        f"quality {model} --real nowhere -o r": "found nothing at nowhere",
+        "train --data nowhere -o r": "found nothing at nowhere",
+        f"train --data {there} --base nowhere -o r": "MODEL must be a diffusers folder",
+        "defend dual --data nowhere -o r": "found nothing at nowhere",
+        "prompts nowhere --prompts p.txt": "MODEL must be a diffusers folder",
+        f"lora {model} none-*.safetensors --pictures {there} -o r": "nothing matches none-*.safetensors",
+        f"lora {model} {tmp_path}/x.safetensors --pictures {there} -o r": "cannot be read",
+        f"lora {model} {there} --pictures {there} -o r": "has none of",
+        f"lora {model} {there} --pictures nowhere -o r": "found nothing at nowhere",
+        f"lora nowhere {there} --pictures {there} -o r": "MODEL must be a diffusers folder",
+        f"compare {there} nowhere": "has no audit.json",
+        f"compare {there} {there} -o {tmp_path}/swept": "is the folder of an audit of several checkpoints (sweep.json)",
+        f"lora {model} {there} --pictures {there} -o {tmp_path}/swept": "is the folder of an audit of several checkpoints (sweep.json)",
+    }
+    run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], input="\n".join(cases), capture_output=True, text=True, cwd=tmp_path)
+    lines = run.stderr.splitlines()
+    assert len(lines) == 2 * len(cases), run.stderr
+    for (command, said), line, code in zip(cases.items(), lines[::2], lines[1::2], strict=True):
+        assert said in line and code == "2", (command, line, code)
+    assert not (tmp_path / "r").exists()
+
+
 def test_an_unknown_config_key_names_the_nearest(capsys, model, sides, tmp_path):
     file = tmp_path / "audit.yaml"
     file.write_text("timestep: 50\n")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 from diffleak.errors import DiffleakError, GateFailed, UserError, install, one_line, refuse_other_bytes, visible
-from diffleak.options import File, command
+from diffleak.options import File, command, refuse_missing
 from diffleak.work.progress import doing
 
 if TYPE_CHECKING:
@@ -100,10 +100,13 @@ def train(
 ) -> None:
     """Train a DDPM, an autoencoder, a DDPM on its latents, or fine-tune a text-to-image model. The same command resumes."""
     from diffleak.training.config import train_config
+
+    settings = train_config(preset, config, **given)
+    refuse_missing(settings)
     from diffleak.training.run import describe, outcome
     from diffleak.training.run import train as train_model
 
-    folder = train_model(train_config(preset, config, **given))
+    folder = train_model(settings)
     ended = outcome(folder)
     text = f"model: {folder}\nsplit: {folder / 'split.json'} {SPLIT_NAMES}{describe(ended)}"
     _print({"model": str(folder), "split": str(folder / "split.json"), **ended}, as_json, text)
@@ -118,9 +121,11 @@ def defend(
 ) -> None:
     """Train a defence: DualMD (dual), DistillMD (distill), or plain distillation to compare with. The same command resumes."""
     from diffleak.defenses.config import defend_config
-    from diffleak.defenses.defend import defend as train_defence
 
     settings = defend_config(given.pop("method"), preset, config, **given)
+    refuse_missing(settings)
+    from diffleak.defenses.defend import defend as train_defence
+
     folder, split = train_defence(settings), settings.output / "split.json"
     _print({"model": str(folder), "split": str(split)}, as_json, f"model: {folder}\nsplit: {split} {SPLIT_NAMES}")
 
@@ -161,12 +166,17 @@ def lora(
 
     With --held-out: measures what each leaks beyond BASE. Without: compares how close its drawings and those of BASE come to the pictures.
     """
-    from diffleak.lora.run import PAGE, lora_config
-    from diffleak.lora.run import lora as measure
+    from diffleak.lora.config import lora_config
+    from diffleak.lora.inputs import read_inputs
+    from diffleak.records.lora import PAGE
     from diffleak.report.pages.lora import page
 
     settings = lora_config(adapters, config, **given)
-    _print_record(measure(settings), page, settings.output / PAGE, as_json)
+    refuse_missing(settings)
+    inputs = read_inputs(settings)
+    from diffleak.lora.run import lora as measure
+
+    _print_record(measure(settings, inputs), page, settings.output / PAGE, as_json)
 
 
 @command(app, "auditing.config:GeometryConfig")

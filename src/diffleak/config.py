@@ -16,10 +16,12 @@ from pydantic.fields import FieldInfo
 
 from diffleak.errors import WHY, SettingError, UserError, refuse_other_bytes, refusing, shown, unknown
 from diffleak.work.listed import join_named
-from diffleak.work.reading import Unreadable, load_yaml
+from diffleak.work.reading import PICKLES, Unreadable, load_yaml
 
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
+
+LONGEST_PATH = 200  # characters of a name in the message that nothing is there
 
 # pydantic's words, and ours
 PLAINER = (
@@ -51,7 +53,8 @@ class Config(BaseModel):
     Where the command line does not follow from the fields and their descriptions, in which {default} is a field's default, a class says:
     ARGUMENT, the setting that is given without a flag, and INSTEAD, the one that may take its place; NO_FLAG, settings of the config file
     and of Python alone; HELP, other words for inherited settings; FOLLOW, settings that follow each other in `--help` though they are not
-    declared one after the other; LEAST, the least values that `--help` shows; PANELS, the settings under each heading of `--help`.
+    declared one after the other; LEAST, the least values that `--help` shows; PANELS, the settings under each heading of `--help`;
+    DATA and MODELS, the settings that must name images, and models, that are there.
     """
 
     ARGUMENT: ClassVar[str | None] = None
@@ -61,6 +64,8 @@ class Config(BaseModel):
     FOLLOW: ClassVar[list[str]] = ["output config"]
     LEAST: ClassVar[dict[str, int]] = {}
     PANELS: ClassVar[dict[str, str]] = {}
+    DATA: ClassVar[str] = ""
+    MODELS: ClassVar[str] = ""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -73,6 +78,7 @@ class ModelConfig(Config):
     """Settings of a command about one model that is there already, with or without a LoRA adapter on it."""
 
     ARGUMENT, INSTEAD = "model", "model_from"
+    MODELS = "model"
     FOLLOW = ["skip_unreadable dtype device"]
     PANELS = {
         "Model": "model_config model_from network weights lora lora_scale embedding",
@@ -213,6 +219,17 @@ def _unknown_key(kind: type[Config], key: str) -> UserError:
     return (
         UserError(f"{flag(key)} switches a setting off, whose key is {on}: write {on}: false") if on else unknown("config key", key, fields)
     )
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """True if a name may be a hub id: owner/name, and neither a path nor the name of a file of weights."""
+    return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((".safetensors", *PICKLES))
+
+
+def no_model(model: str | Path) -> UserError:
+    """The error for a model that is neither there nor a hub id."""
+    must = "MODEL must be a diffusers folder, a hub id (owner/name), or a file with a whole model"
+    return UserError(f"{must}; found nothing at {shown(model, LONGEST_PATH)}")
 
 
 def settings_of(kind: type[Config]) -> dict[str, FieldInfo]:

@@ -11,6 +11,8 @@ its key where the config file gave it. A Config is imported when its command is
 run, so that `diffleak --help` loads none.
 """
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -24,6 +26,7 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from diffleak.config import Config
 
+PATTERN = re.compile(r"[*?[]")  # in the name of several models, of which each is looked for later
 LAST = "Machine"  # the heading of the help that stands behind the others
 Command = Callable[..., None]
 File = Annotated[
@@ -84,12 +87,29 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         if kind.ARGUMENT and kind.INSTEAD and not any(read.get(key) or given.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
             raise UserError(f"{kind.ARGUMENT.upper()} must be given, or {flag(kind.INSTEAD)}")
         settings = build(kind, read, given)
+        refuse_missing(settings)
         function(settings=settings, **values)
 
     call.__doc__ = function.__doc__
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     call.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
     return call
+
+
+def refuse_missing(settings: "Config") -> None:
+    """Raises `UserError` for images and models that are not there, before torch is loaded, which takes seconds."""
+    from diffleak.config import is_hub_id, no_model
+    from diffleak.data.sources import refuse_no_data
+
+    for key in settings.DATA.split():
+        if (data := getattr(settings, key, None)) is not None:
+            refuse_no_data(str(data))
+    for key in settings.MODELS.split():
+        model = getattr(settings, key, None)
+        if model is None or getattr(settings, "model_from", None) is not None or PATTERN.search(str(model)):
+            continue
+        if not os.path.exists(model) and not is_hub_id(model):
+            raise no_model(model)
 
 
 def _parameter(kind: "type[Config]", key: str) -> Parameter:

@@ -138,7 +138,7 @@ def test_the_command_leaves_a_record_a_table_and_a_page_and_resumes(model, data,
     monkeypatch.undo()
     assert "belongs to another plan" in refused(capsys, "inquire", model, *settings, "--seed", 1, "-o", run)
     sides = ["--members", data / "images.npy", "--nonmembers", data / "control.npy"]
-    assert "belongs to another plan" in refused(capsys, "audit", model, *sides, "--attacks", "sima", "-o", run)
+    assert "is the folder of an inquiry" in refused(capsys, "audit", model, *sides, "--attacks", "sima", "-o", run)
 
     code, out, _ = call(capsys, "inquire", model, *settings, "-o", tmp_path / "shards", "--shard", "1/2")
     assert code == 0 and "this shard is done" in out and not (tmp_path / "shards" / "inquiry.json").exists()

@@ -343,6 +343,13 @@ def test_bad_input_is_one_line(trained: Any, tmp_path: Path, capsys: Any) -> Non
     said = refused(capsys, "lora", root / "sd", several / "*.safetensors", *given)
     assert "rename" in said and "base.safetensors" in said.partition("rename")[2], said
     assert not (tmp_path / "run").exists()
+    few = ("--pictures", pictures, "-n", 1, "--draw-steps", 2000, "--device", "cpu", "--threads", 1)
+    command = ("lora", root / "sd", root / "out" / "dog.safetensors", *few, "-o")
+    assert "--draw-steps must lie in [1, 1000]" in refused(capsys, *command, tmp_path / "run"), "named as here, and not as in extract"
+    for name in ("audit.json", "plan.json", "extract.json", "sweep.json"):
+        (tmp_path / name[:-5]).mkdir()
+        (tmp_path / name[:-5] / name).write_text("{}")
+        assert f"({name}); choose another -o" in refused(capsys, *command, tmp_path / name[:-5])
 
 
 @pytest.mark.parametrize(("pictures", "held_out"), [(18, 12), (60, 60), (80, 80), (300, 200)])

@@ -5,7 +5,7 @@ import pytest
 from fixtures.reports import audit_of, latent_audit
 
 from diffleak.errors import UserError
-from diffleak.records.run_folder import read_audit, read_plan, read_samples, write_samples
+from diffleak.records.run_folder import read_audit, read_plan, read_samples, refuse_other_command, write_samples
 from diffleak.records.scores import ChunkMeta, Samples, Spent, read_chunk, write_chunk
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -91,3 +91,28 @@ def test_a_record_with_every_part_is_read_as_it_was_written(tmp_path):
     record, _ = latent_audit(("influence:0.4",), n=60, warnings=(), omitted=())
     (tmp_path / "audit.json").write_text(record.model_dump_json())
     assert read_audit(tmp_path) == record and record.geometry and record.geometry.quartiles
+
+
+ALLOWED = {  # by the record that a command writes, the records that may lie in its folder
+    "audit.json": {"plan.json", "quality.json", "extract.json", "prompts.json", "train.json"},
+    "inquiry.json": {"plan.json", "quality.json", "extract.json", "prompts.json", "train.json"},
+    "quality.json": {"audit.json", "plan.json", "inquiry.json", "extract.json", "prompts.json", "train.json"},
+    "extract.json": {"audit.json", "plan.json", "inquiry.json", "quality.json", "prompts.json", "train.json"},
+    "prompts.json": {"audit.json", "plan.json", "inquiry.json", "quality.json", "extract.json", "train.json"},
+    **{alone: set() for alone in ("sweep.json", "compare.json", "lora.json", "train.json")},
+}
+
+
+@pytest.mark.parametrize("own", ALLOWED)
+def test_a_folder_of_another_command_is_refused_but_where_both_belong_together(tmp_path, own):
+    refuse_other_command(None, own)
+    refuse_other_command(tmp_path / "new", own)
+    for name in {*ALLOWED, "plan.json", "check.json", "gate.json", "epsilon.json"}:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        if name in {own, *ALLOWED[own], "check.json", "gate.json", "epsilon.json"}:
+            refuse_other_command(folder, own)
+        else:
+            with pytest.raises(UserError, match=rf"{name} is the folder of an? .*\({name}\); choose another -o"):
+                refuse_other_command(folder, own)

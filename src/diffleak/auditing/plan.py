@@ -49,7 +49,7 @@ from diffleak.geometry.masks import distinct as distinct_masks
 from diffleak.records.audit import Blind, Membership
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.plan import Plan
-from diffleak.records.run_folder import read_plan
+from diffleak.records.run_folder import read_plan, refuse_other_command
 from diffleak.records.variants import Sweep
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
@@ -294,6 +294,7 @@ def checked(
         raise UserError(
             "--sweep-models and --steps are for several checkpoints, which `diffleak audit` takes; this is an audit of one model"
         )
+    refuse_other_command(config.output, config.RECORD)
     choose_attacks(config, made)  # to refuse at once what no model allows
     masks = choose_masks(config)
     if cohort is None:

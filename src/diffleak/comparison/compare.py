@@ -34,6 +34,7 @@ from diffleak.records.comparison import (
 )
 from diffleak.records.digests import write_recorded
 from diffleak.records.gate import read_gate
+from diffleak.records.run_folder import refuse_other_command
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
@@ -71,6 +72,7 @@ def compare(
     Raises:
         UserError: For runs that cannot be compared.
     """
+    refuse_other_command(output, FILE)
     audited = read_entries(runs)
     entries, halves_file, unused = with_halves(audited, halves)
     shared = _attacks(entries, attacks)

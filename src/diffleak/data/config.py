@@ -38,6 +38,7 @@ class DataConfig(Config):
     """Settings of a command that reads images: how files become pixels (`diffleak.records.images`)."""
 
     FOLLOW = ["resize exif alpha white"]
+    DATA = "data members nonmembers"
     PANELS = {"Images": "members nonmembers data split group limit resize exif alpha white buckets skip_unreadable captions"}
 
     exif: Exif = Field("apply", description="EXIF orientation: {default} (default), or ignore if the trainer does not rotate images.")

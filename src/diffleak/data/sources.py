@@ -51,6 +51,24 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         return _digits(decoding)
     if text.startswith("hf:"):
         return _hugging_face(text, decoding)
+    path, keys, found = _place(text)
+    if found == "a folder":
+        return _folder(path, keys, decoding)
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
+    if len(keys) > 1:
+        raise UserError(f"{path} is one file, after which one name may stand; got {shown(':'.join(keys))}: leave out one of them")
+    return READERS[path.suffix.lower()](path, keys[0] if keys else None, decoding)
+
+
+def refuse_no_data(data: str) -> None:
+    """Raises `UserError` for a DATA argument that names a path at which there is neither a file nor a folder; nothing is read."""
+    if data != "digits" and not data.startswith("hf:"):
+        _place(data)
+
+
+def _place(text: str) -> tuple[Path, list[str], str]:
+    """The path that a DATA argument names, what stands after it, and what is there: "a file" or "a folder"."""
     refuse_other_bytes(text)
     if not text.strip():
         raise UserError(f"{DATA_READ}; got an empty text")
@@ -59,16 +77,10 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
         head, _, key = str(path).rpartition(":")
         path, keys = Path(head), [key, *keys]
     found = found_at(path)
-    if found == "a folder":
-        return _folder(path, keys, decoding)
-    if found != "a file":
+    if found not in ("a file", "a folder"):
         where = text if found.startswith("nothing") else path
         raise UserError(f"{DATA_READ}; found {found} at {where}")
-    if path.suffix.lower() not in READERS:
-        raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
-    if len(keys) > 1:
-        raise UserError(f"{path} is one file, after which one name may stand; got {shown(':'.join(keys))}: leave out one of them")
-    return READERS[path.suffix.lower()](path, keys[0] if keys else None, decoding)
+    return path, keys, found
 
 
 def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:

@@ -21,6 +21,7 @@ from diffleak.defenses.config import DefendConfig
 from diffleak.defenses.halves import halves_of
 from diffleak.defenses.teachers import one_teacher, refuse_unfit_teachers, split_of, train_teachers
 from diffleak.errors import UserError
+from diffleak.records.run_folder import TRAINED, refuse_other_command
 from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import Lesson
 from diffleak.training.run import train
@@ -45,6 +46,7 @@ def defend(config: DefendConfig) -> Path:
     """
     if config.kind not in ("denoiser", "text-to-image"):
         raise UserError(f"a defence trains denoisers; got kind {config.kind}: train the autoencoder first and give --autoencoder")
+    refuse_other_command(config.output, TRAINED)
     checked_folder(config.output)
     _refuse_other_kind(config)
     if config.method == "one-teacher":

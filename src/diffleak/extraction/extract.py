@@ -46,6 +46,7 @@ from diffleak.records.base import now
 from diffleak.records.digests import write_recorded
 from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair, read_extraction
 from diffleak.records.images import refuse_other_reading
+from diffleak.records.run_folder import refuse_other_command
 from diffleak.report import to_html
 from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
@@ -171,9 +172,10 @@ def prepare(
     config: ExtractConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None, cohort: Cohort | None = None
 ) -> Prepared:
     """Loads the model and the encoder, reads the images, and checks that all of it fits together."""
+    refuse_other_command(config.output, FILE)
+    cohort = read_cohort(config) if cohort is None else cohort  # before the model is loaded
     target = hub.target_of(config, target)
     key = key_beside_audit(config, FILE, read_extraction)
-    cohort = read_cohort(config) if cohort is None else cohort
     if key:
         renamed = cohort.renamed(key)
         cohort = renamed.taken(renamed.by_id)  # drawings are numbered by this order, and that of file names would tell of them

@@ -31,15 +31,14 @@ from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
 from diffleak.hub.layer_names import TEXT_ENCODERS
 from diffleak.hub.states import is_eighth, is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
-from diffleak.records.headers import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, peft_config
+from diffleak.records.headers import ADAPTER_FILES, PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, peft_config
 from diffleak.records.plan import Adapter
 from diffleak.work.files import hash_file
-from diffleak.work.listed import split_named
+from diffleak.work.listed import split_named, strength_of
 from diffleak.work.reading import Unreadable, load_json
 from diffleak.work.remembered import hash_weights
 
-FILES = ("pytorch_lora_weights.safetensors", f"{PEFT_WEIGHTS}.safetensors")
-STATES = ("pytorch_lora_weights.bin", f"{PEFT_WEIGHTS}.bin")  # which are read where there are no FILES
+STATES = ("pytorch_lora_weights.bin", f"{PEFT_WEIGHTS}.bin")  # which are read where there are no ADAPTER_FILES
 NAME = "diffleak"  # of the adapter, while it is loaded
 SETTINGS = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora")  # of peft, which decide the strength of a layer
 SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which is zero until it is trained
@@ -86,22 +85,14 @@ def _hash(file: Path) -> str:
         return hash_file(file)
 
 
-def strength_of(text: str) -> float | None:
-    """The number after the @ of a name; None for other text, which belongs to the name."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def adapter_file(lora: str | Path) -> Path:
     """The file of an adapter that is given as a file, a folder or a hub id.
 
-    Raises `UserError` if peft is not installed, for a folder with none of FILES and STATES, and for a path that does not exist.
+    Raises `UserError` if peft is not installed, for a folder with none of ADAPTER_FILES and STATES, and for a path that does not exist.
     """
     with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
-    return file_of(lora, "--lora", "a LoRA", (FILES, STATES), (PEFT_CONFIG,))
+    return file_of(lora, "--lora", "a LoRA", (ADAPTER_FILES, STATES), (PEFT_CONFIG,))
 
 
 def adapter_fingerprint(file: Path, scale: float) -> str:

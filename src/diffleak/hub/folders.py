@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diffleak.config import LONGEST_PATH, is_hub_id, no_model
 from diffleak.errors import WHY, UserError, first_lines, refusing, shown
 from diffleak.hub.configs import check_settings, read_json
 from diffleak.hub.weights import (
@@ -20,7 +21,6 @@ from diffleak.hub.weights import (
     DIFFUSERS,
     EMA,
     SAFE,
-    STATE_DICTS,
     TRANSFORMERS,
     Weights,
     chosen,
@@ -33,7 +33,7 @@ from diffleak.hub.weights import (
     wanted,
 )
 from diffleak.work.progress import retrying_quietly
-from diffleak.work.reading import PICKLES, found_at
+from diffleak.work.reading import PICKLES, STATE_DICTS, found_at
 from diffleak.work.remembered import hash_weights
 
 NETWORKS = {
@@ -63,7 +63,6 @@ LAYERS = r"layers|^num_\w*blocks$"  # in the keys of a config that say how deep 
 DUAL = "dual.json"
 INDEX = "model_index.json"
 LONGEST = 400  # characters of a warning
-LONGEST_PATH = 200  # characters of a name in the message that nothing is there
 LIBRARIES = ("diffusers", "transformers", "peft", "accelerate", "safetensors")  # whose loggers `heard` listens to
 CHATTER = (  # beginnings of warnings that are not about weights, each with the reason why it is left out
     r"Pipelines loaded with `dtype=\S+` cannot run with `\w+` device",  # of speed; an operation that is missing raises
@@ -80,17 +79,11 @@ def located(model: str | Path, weights: str | None = None) -> Path:
     if os.path.isdir(path):  # which is false, and no error, for a name that no path can have
         return path
     if not is_hub_id(model):
-        must = "MODEL must be a diffusers folder, a hub id (owner/name), or a file with a whole model"
-        raise UserError(f"{must}; found nothing at {shown(model, LONGEST_PATH)}")
+        raise no_model(model)
     endings = ("*.json", "*.txt", "*.model", "*.jinja", *WEIGHTS)
     parts = [f"{part}/{ending}" for part in PARTS for ending in endings]
     averages = [f"{part}{AVERAGE}/{ending}" for part in NETWORKS for ending in (endings if weights == EMA else ("config.json",))]
     return downloaded(str(model), ["*.json", *parts, *averages], weights=weights)
-
-
-def is_hub_id(name: str | Path) -> bool:
-    """True if a name may be a hub id: owner/name, and neither a path nor the name of a file of weights."""
-    return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((SAFE, *PICKLES))
 
 
 def folder_of(model: str | Path, what: str, patterns: list[str], form: str = "") -> Path:

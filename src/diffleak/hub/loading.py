@@ -29,7 +29,6 @@ from diffleak.diffusion.preconditioning import ROUNDING, Preconditioning
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import PIXELS, Target
 from diffleak.errors import WHY, UserError, first_lines, refusing, shown, unknown
-from diffleak.hub.adapters import FILES as ADAPTERS
 from diffleak.hub.adapters import STATES, Applied, adapter_fingerprint, apply, named_adapters, refuse_other_base, together
 from diffleak.hub.classes import KEY, class_names
 from diffleak.hub.codecs import AUTOENCODERS, OF_PIPELINES, codec_fingerprint, image_shape, read_codec, scaling
@@ -63,6 +62,7 @@ from diffleak.hub.pipelines import PIPELINES, PipelineText, asking, guidance_not
 from diffleak.hub.single_file import SingleFile, open_single_file
 from diffleak.hub.weights import Weights
 from diffleak.records.conversion import conversion_caveats
+from diffleak.records.headers import ADAPTER_FILES
 from diffleak.work.files import write_text
 from diffleak.work.listed import join_named
 from diffleak.work.progress import doing, say
@@ -163,7 +163,7 @@ def load(
     name = pipeline_of(folder)
     _refuse_other_kinds(folder)
     network_folder = folder / ("transformer" if (folder / "transformer").is_dir() else "unet")
-    if not network_folder.is_dir() and any((folder / name).is_file() for name in (*ADAPTERS, *STATES)):
+    if not network_folder.is_dir() and any((folder / name).is_file() for name in (*ADAPTER_FILES, *STATES)):
         raise UserError(f"{folder} is a LoRA, not a model; give the model that it was made for, and this with --lora")
     if not network_folder.is_dir() and autoencoder_folder(folder):
         raise UserError(

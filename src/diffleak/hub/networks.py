@@ -15,8 +15,9 @@ from pathlib import Path
 from diffleak.errors import UserError, shown
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import CONVERTED, LONGEST_PATH, NETWORKS, PICKLES, SECOND, check_files, pickle_message
-from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, STATE_DICTS, Copy, Weights, chosen, copies, find, header
+from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, Copy, Weights, chosen, copies, find, header
 from diffleak.records.headers import adapter_weight
+from diffleak.work.reading import STATE_DICTS
 
 ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
 WHOLE_KEYS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")  # of all of a model in one file

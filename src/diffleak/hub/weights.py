@@ -29,9 +29,8 @@ from torch import Tensor
 from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.hub.configs import load_object
 from diffleak.hub.states import SAFE, MoreThanTensors, is_state, load_state, wrapped_by
-from diffleak.work.reading import Unreadable, found_at, opened, parsing
+from diffleak.work.reading import STATE_DICTS, Unreadable, found_at, opened, parsing
 
-STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
 DIFFUSERS, TRANSFORMERS = ("diffusion_pytorch_model",) * 2, ("model", "pytorch_model")  # stems of safetensors and of state dicts
 STEMS = tuple(dict.fromkeys((*DIFFUSERS, *TRANSFORMERS)))
 OTHERS = r"optimizer|scheduler|scaler|training_args|random_states|custom_checkpoint|rng_state|state$"  # what trainers save beside weights

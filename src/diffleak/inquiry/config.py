@@ -26,6 +26,7 @@ class InquireConfig(AuditConfig):
 
     COMMAND = "inquire"
     RECORD = "inquiry.json"
+    DATA = "images control"
     NO_FLAG = {
         *OF_AN_AUDIT,
         *("mask", "probes", "calibration", "calibrate_fraction", "sweep", "sweep_models", "steps", "thumbnails"),

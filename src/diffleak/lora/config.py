@@ -1,11 +1,11 @@
 """The settings of `diffleak lora`. No torch."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from diffleak.config import Device, Flag, Name, Seed
+from diffleak.config import Device, Flag, Name, Seed, build, read_yaml
 from diffleak.data.config import DataConfig, IgnoreModelSplit, SkipUnreadable
 
 DRAWS, DRAW_STEPS = 4, 30
@@ -15,6 +15,7 @@ class LoraConfig(DataConfig):
     """Everything that decides `diffleak lora`; the keys of `-C FILE` and, with dashes, its flags."""
 
     ARGUMENT = "base"
+    DATA, MODELS = "pictures held_out", "base"
     FOLLOW = ["threads exif"]
     NO_FLAG = {"adapters"}
     LEAST = {"draws": 1, "draw_steps": 1}
@@ -64,3 +65,8 @@ class LoraConfig(DataConfig):
         if self.held_out is None and self.buckets is not None:
             raise ValueError("--buckets is for the audit, which needs --held-out; without --held-out pictures are resized: leave it out")
         return self
+
+
+def lora_config(adapters: str, file: Path | None, **given: Any) -> LoraConfig:
+    """The settings from a config file and from the command line."""
+    return build(LoraConfig, read_yaml(file), given, {"adapters": adapters})

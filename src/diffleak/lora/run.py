@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from diffleak.auditing.config import AuditConfig
-from diffleak.config import build, command_line, read_yaml
+from diffleak.config import build, command_line
 from diffleak.data.captions import own_if_any
 from diffleak.data.cohort import two_sources
 from diffleak.data.enough import counted_before, since
 from diffleak.data.image_source import ImageSource
-from diffleak.data.sources import open_source
 from diffleak.errors import SettingError, UserError, shown
 from diffleak.extraction.config import ExtractConfig
 from diffleak.extraction.extract import search
@@ -26,6 +25,7 @@ from diffleak.gating.limits import gates
 from diffleak.hub.adapters import adapter_file
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
+from diffleak.lora.inputs import BASE, Inputs, read_inputs
 from diffleak.records.base import written
 from diffleak.records.digests import AUDIT, refuse_edited, write_recorded
 from diffleak.records.extraction import FILE as EXTRACT
@@ -37,14 +37,14 @@ from diffleak.records.run_folder import read_audit
 from diffleak.records.sweep import FILE as SWEEP
 from diffleak.report import to_html
 from diffleak.report.pages.lora import page
-from diffleak.sweep.checkpoints import WEIGHTS, Checkpoints, adapters
+from diffleak.sweep.checkpoints import WEIGHTS, Checkpoints
 from diffleak.sweep.checkpoints import Checkpoint as Found
 from diffleak.sweep.run import sweep
 from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
 from diffleak.work.shares import Share
 
-AUDITS, DRAWINGS, BASE = "audits", "drawings", "base"
+AUDITS, DRAWINGS = "audits", "drawings"
 READ = ("exif", "alpha", "white", "skip_unreadable", "ignore_model_split")
 SHARED = ("model_config", "seed", "dtype", "device", "offload", "batch_size", "threads", *READ)  # settings of both commands
 NO_CAPTION = (
@@ -54,20 +54,13 @@ NO_CAPTION = (
 REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: repeats in an epoch, and the words for images without a caption
 
 
-def lora_config(adapters: str, file: Path | None, **given: Any) -> LoraConfig:
-    """The settings from a config file and from the command line."""
-    return build(LoraConfig, read_yaml(file), given, {"adapters": adapters})
-
-
-def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
+def lora(config: LoraConfig, inputs: Inputs | None = None, log: Callable[[str], None] = say) -> LoraRecord:
     """Measures every checkpoint and leaves lora.json and lora.html in the output folder; the same call resumes.
 
-    Raises `UserError` for adapters, pictures or settings that do not fit, and `InvalidAudit` where pictures and held-out pictures differ
-    without the model.
+    inputs: those of the config, where they are read already. Raises `UserError` for adapters, pictures or settings that do not fit, and
+    `InvalidAudit` where pictures and held-out pictures differ without the model.
     """
-    found, source = adapters(config.adapters), open_source(config.pictures, config.decoding)
-    if wrong := next((each.path for each in found.found if each.name == BASE), None):
-        raise UserError(f"an adapter must not be called {BASE}, as the folder of the base's drawings is; rename {wrong}")
+    found, source, beside = inputs or read_inputs(config)
     repeats = _repeats(config.pictures, source)
     captions = config.captions or _captions(source, repeats)
     folder = checked_folder(config.output)
@@ -77,8 +70,7 @@ def lora(config: LoraConfig, log: Callable[[str], None] = say) -> LoraRecord:
     for line in guessed:
         log(f"note: {line}")
     few, held_out = None, None
-    if config.held_out:
-        beside = open_source(config.held_out, config.decoding)
+    if beside is not None:
         few, held_out = _too_few(config, source, beside), len(beside)
         if few:
             log(f"note: {few}")

@@ -62,6 +62,7 @@ from diffleak.records.prompts import (
     Statistic,
     to_csv,
 )
+from diffleak.records.run_folder import refuse_other_command
 from diffleak.records.scores import Scores
 from diffleak.report import to_html
 from diffleak.report.pages.prompts import page
@@ -227,6 +228,7 @@ def find_memorised(
 
 def find(config: PromptsConfig, target: Target | None = None, lists: Lists | None = None) -> Memorised:
     """Everything that a config says; keeps finished chunks in its output folder, nothing without one."""
+    refuse_other_command(config.output, FILE)
     started = time.monotonic()
     lists = lists or read_lists(config)
     target = hub.target_of(config, target)

@@ -19,6 +19,7 @@ FEWEST = 10  # reference images below which no statistic says anything
 class QualityConfig(ModelConfig, DataConfig):
     """Everything that decides `diffleak quality`; the keys of `-C FILE` and, with dashes, its flags."""
 
+    DATA = "reference training data"
     FOLLOW = ["scores seed batch_size"]
 
     reference: Annotated[Text | None, Flag("--real")] = Field(None, description="Real DATA to compare with, normally held out.")

@@ -38,7 +38,7 @@ from diffleak.records.base import Estimate, now
 from diffleak.records.digests import write_recorded
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, PAGE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
-from diffleak.records.run_folder import read_plan
+from diffleak.records.run_folder import read_plan, refuse_other_command
 from diffleak.report import to_html
 from diffleak.report.pages.quality import Pictures, page
 from diffleak.report.wording import adapter, labels_from
@@ -119,9 +119,10 @@ class Prepared:
 
 def prepare(config: QualityConfig, target: Target | None = None, extractor: Callable[..., Any] | None = None) -> Prepared:
     """Loads the model and the extractors, and runs none of them."""
-    target = hub.target_of(config, target)
+    refuse_other_command(config.output, FILE)
     key = key_beside_audit(config, FILE, lambda path: read_quality(path, QualityRecord))
-    real = read_real(config, key)
+    real = read_real(config, key)  # before the model is loaded
+    target = hub.target_of(config, target)
     membership = _membership(config, target, real)
     shape = target.shape or shape_of(real.reference.read(0))
     first = open_extractor(extractor or config.extractor, target.device)

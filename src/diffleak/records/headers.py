@@ -36,6 +36,7 @@ WORDS: dict[Kind, tuple[str, str]] = {  # one of a kind, and several
 PRIVATE: tuple[Kind, ...] = ("captions", "names", "paths", "users", "comments", "images", "thumbnails")
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"  # without its ending
+ADAPTER_FILES = ("pytorch_lora_weights.safetensors", f"{PEFT_WEIGHTS}.safetensors")  # of diffusers, and of peft, in a folder
 PEFT_PREFIX = "base_model.model."  # of the names of weights
 MOST_VALUES = 1000  # of a kind that are listed
 LONGEST_VALUE = 200  # characters of a value that is listed

@@ -19,7 +19,31 @@ from diffleak.work.files import write_text
 from diffleak.work.reading import load_columns
 
 GEOMETRY = "geometry.parquet"
+TRAINED = "train.json"
+BESIDE = {"quality.json": "a comparison with real images", "extract.json": "a search for copies", "prompts.json": "a search for prompts"}
+ALONE = {
+    "sweep.json": "an audit of several checkpoints",
+    "compare.json": "a comparison of audits",
+    "lora.json": "an answer of lora",
+    TRAINED: "a trained model",
+}
+MAIN = {AUDIT: "an audit", INQUIRY: "an inquiry", PLAN: "a run that is not finished"}
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
+
+
+def refuse_other_command(folder: Path | None, own: str) -> None:
+    """Raises `UserError` for a folder that is of another command than the one that writes `own`, which reports and gates would mix up.
+
+    Drawings and their comparisons may lie beside an audit or an inquiry; a sweep, a comparison, the answer of `lora` and a trained model
+    have a folder of their own.
+    """
+    if own in ALONE:
+        others = {**BESIDE, **ALONE, **MAIN}
+    else:
+        others = {name: whose for name, whose in {**ALONE, **(MAIN if own in MAIN else {})}.items() if name not in (TRAINED, PLAN)}
+    found = next((name for name in others if name != own and folder is not None and (Path(folder) / name).is_file()), None)
+    if found:
+        raise UserError(f"{folder} is the folder of {others[found]} ({found}); choose another -o")
 
 
 def read_plan(folder: Path) -> Plan | None:

@@ -3,6 +3,8 @@
 A step is read where all checkpoints have one of their own, in this order: `--steps`; the header of the file (`ss_steps` of kohya's
 sd-scripts, `training_info` of ai-toolkit); the one number in which the names differ, as in name-000010.safetensors or checkpoint-500/;
 train.json beside it, as `diffleak train` leaves it; `ss_epoch` in the header.
+
+Patterns and adapters are looked at without torch, which takes seconds to load.
 """
 
 import glob
@@ -16,14 +18,11 @@ from typing import Any, Literal
 
 from diffleak.auditing.config import AuditConfig
 from diffleak.errors import WHY, UserError, listed, refusing, shown
-from diffleak.hub.adapters import FILES as ADAPTERS
-from diffleak.hub.adapters import strength_of
-from diffleak.hub.folders import NETWORKS, PICKLES
-from diffleak.hub.weights import AVERAGE, STATE_DICTS, chosen, copies
+from diffleak.records.headers import ADAPTER_FILES as ADAPTERS
 from diffleak.records.headers import adapter_weight
-from diffleak.work.listed import split_named
+from diffleak.work.listed import split_named, strength_of
 from diffleak.work.progress import say
-from diffleak.work.reading import Unreadable, load_header, load_json
+from diffleak.work.reading import PICKLES, STATE_DICTS, Unreadable, load_header, load_json
 
 PATTERN = re.compile(r"[*?[]")
 WEIGHTS = ".safetensors"
@@ -151,6 +150,8 @@ def _check_adapter(path: Path, matched: bool = True) -> None:
 
 def _check_model(path: Path) -> None:
     """Raises `UserError` for what a pattern matches and is no model; of a file the header alone is read, of a pickle nothing."""
+    from diffleak.hub.folders import NETWORKS
+
     must, named = "the checkpoints of a sweep must be models", shown(path, 150)
     if path.is_file() and path.suffix.lower() in ONE_FILE:
         return _check_header(path, must)
@@ -164,6 +165,9 @@ def _check_model(path: Path) -> None:
 
 def _check_network(path: Path) -> None:
     """Raises `UserError` for what a pattern matches and is no denoiser, as far as names and headers tell."""
+    from diffleak.hub.folders import NETWORKS
+    from diffleak.hub.weights import AVERAGE, chosen, copies
+
     must, named = "the pattern of --network must match denoisers alone", shown(path, 150)
     if path.is_file() and path.suffix.lower() in (WEIGHTS, *STATE_DICTS):
         return _check_header(path, must)

@@ -26,6 +26,7 @@ from diffleak.records.audit import AuditRecord
 from diffleak.records.base import written
 from diffleak.records.gate import read_gate
 from diffleak.records.plan import Plan
+from diffleak.records.run_folder import refuse_other_command
 from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
 from diffleak.report.sections.audit.gates import sentence
@@ -70,8 +71,7 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
     """
     folder = config.output
     assert folder is not None, "the command needs one"
-    if (folder / "plan.json").exists():
-        raise UserError(f"{folder} is the run folder of one audit; choose another -o for several checkpoints")
+    refuse_other_command(folder, FILE)
     if config.anonymous and config.anonymous_key is None:
         raise UserError("the anonymous runs of several checkpoints must share a key, or they cannot be compared: give --anonymous-key FILE")
     folder = checked_folder(folder)

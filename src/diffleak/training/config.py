@@ -25,6 +25,7 @@ class TrainConfig(DataConfig):
     loss has not fallen for `patience` checks, one every `checkpoint_every` steps. The settings with dp_ make it DP-SGD.
     """
 
+    MODELS = "base"
     NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
     FOLLOW = [
         "output preset",

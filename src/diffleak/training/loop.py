@@ -23,6 +23,7 @@ from diffleak.config import settings_of
 from diffleak.diffusion.devices import broken_device, takes_bfloat16
 from diffleak.errors import WHY, SettingError, UserError, first_lines, refusing
 from diffleak.records.images import FIRST_READING, first_reading
+from diffleak.records.run_folder import TRAINED
 from diffleak.training.config import TrainConfig
 from diffleak.training.early_stopping import EarlyStopping
 from diffleak.training.private import PrivateTraining
@@ -35,7 +36,6 @@ from diffleak.work.reading import load_json
 
 LOSS_EVERY = 50  # steps averaged in one point of the loss curve
 MAY_CHANGE = frozenset({"output", "split", "steps", "checkpoint_every", "threads", "device"})  # between a run and its resumption
-TRAINED = "train.json"
 SUMS = "sha256.json"  # of the files of a checkpoint
 STATE = "state.pt"  # of the loop: step, losses and those since the last point, moving average, early stopping
 OUTCOMES = frozenset({"early_stopping", "spent"})  # keys of train.json that only a finished run has

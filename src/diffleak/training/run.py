@@ -16,6 +16,7 @@ from diffleak.data.split import Split
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.records.images import refuse_other_reading
+from diffleak.records.run_folder import TRAINED, refuse_other_command
 from diffleak.training.autoencoder import autoencoder_config, autoencoder_task
 from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import denoiser_task, network_config
@@ -49,6 +50,7 @@ def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
         UserError: For data or a configuration that cannot be trained, or for a folder that holds another run or that another process is
             training in.
     """
+    refuse_other_command(config.output, TRAINED)
     with threads_kept():
         accelerator = accelerator_of(config)
         checked_folder(config.output)

@@ -49,3 +49,11 @@ def _written(item: Any, flag: str) -> str:
     if isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], str | Path) and isinstance(item[1], str | int | float):
         return f"{item[0]}{MARK}{item[1]}"
     raise UserError(f"{flag} must list names, or pairs of a name and a value; got {shown(repr(item))}")
+
+
+def strength_of(text: str) -> float | None:
+    """The number after the @ of a name; None for other text, which belongs to the name."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -31,6 +31,7 @@ LARGEST = 2**30  # bytes of a text: a split of ten million images
 LARGEST_SETTINGS = 2**22  # bytes of a config file
 LARGEST_HEADER = 10**8  # bytes, as the library of safetensors allows
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # endings of what torch.save and others pickle
+STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")  # those of them that torch.save writes
 OTHER_WEIGHTS = {b"PK\x03\x04": "a zip, as PyTorch pickles are", b"\x80": "a pickle", b"GGUF": "a GGUF file"}  # by their first bytes
 LONGEST_REASON = 120  # characters
 COLONLESS = {
