@@ -601,6 +601,25 @@ def test_a_reversed_attack_is_no_sign_of_safety(tmp_path):
     folders = [make_run(tmp_path / n, {"sima": gaussian(d)}, seed=i) for i, (n, d) in enumerate([("a", 1.0), ("b", -1.0)])]
     text = " ".join(comparison_verdict(compare(names(*folders))).sentences)
     assert "the scores point the wrong way, and an attacker who turns them round may reach an AUC of" in text
+    assert "So b does not count as weakening the attack." in text
+
+
+def test_an_entry_with_an_attack_that_works_reversed_is_not_said_to_weaken_the_strongest(tmp_path):
+    """Its strongest attack, by the calibrate part, is never the reversed one, so the difference alone would look like safety."""
+    aucs = {"a": (1.5, 1.2), "b": (0.0, -1.5), "c": (0.0, 0.0), "d": (-1.5, -1.4)}
+    a, b, c, d = (
+        make_run(tmp_path / name, {"sima": gaussian(x), "loss": gaussian(y)}, seed=i) for i, (name, (x, y)) in enumerate(aucs.items())
+    )
+    judged = comparison_verdict(compare(names(a, b)))
+    text = " ".join(judged.sentences)
+    assert judged.level == "not-shown" and judged.title.startswith("b was not shown to weaken the strongest attack of a.")
+    assert "But of loss, AUC" in text and "So b does not count as weakening the attack." in text
+    assert comparison_verdict(compare(names(a, c))).level == "lowers"
+    both = comparison_verdict(compare(names(a, b, c)))
+    assert both.level == "lowers" and both.title.startswith("1 of 2 weakens the strongest attack: c;")
+    judged = comparison_verdict(compare(names(d, c)))
+    assert judged.level == "undecided" and judged.title.startswith("Undecided: on d the scores of ")
+    assert "makes it stronger" not in judged.title and "Check that the sides are not swapped" in " ".join(judged.sentences)
 
 
 def test_an_audit_whose_sides_differ_without_the_model_makes_the_comparison_invalid(runs, tmp_path):

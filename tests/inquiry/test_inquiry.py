@@ -28,6 +28,7 @@ from diffleak.errors import InvalidAudit, UserError
 from diffleak.inquiry.config import InquireConfig
 from diffleak.inquiry.run import prepared, refuse_invalid
 from diffleak.records.audit import Membership
+from diffleak.records.base import Estimate
 from diffleak.records.inquiry import InquiryRecord, of_controls, read_inquiry
 from diffleak.records.scores import read_columns
 from diffleak.report import to_html, to_markdown
@@ -81,6 +82,9 @@ def test_images_that_were_trained_on_are_found_and_others_are_not(memoriser, dig
     assert others.valid and others.set.p_value > 0.05 and min(image.q_value for image in others.images) > 0.05
     verdict = judged(others)
     assert verdict.level == "undecided" and "This does not show that they were not trained on." in verdict.sentences
+    assert "score higher: check" not in " ".join(verdict.sentences)
+    swapped = others.model_copy(update={"set": others.set.model_copy(update={"auc": Estimate(value=0.2, low=0.1, high=0.3)})})
+    assert "Here the controls score higher: check that the two sides are not swapped" in " ".join(judged(swapped).sentences)
     assert others.set.detectable_auc is not None and f"AUC {others.set.detectable_auc:.2f}" in " ".join(verdict.sentences)
 
 

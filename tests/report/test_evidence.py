@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,55 @@ def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_fo
         assert judged.sentences[-1] == f"To test it: {command}"
     else:
         assert judged.sentences[-1].startswith("To test it: give more images. From these, what black_box, noise_probe finds")
+
+
+LIMIT = "is about these attacks and these images"
+BELOW, AMID = ({"value": v, "low": v - 0.04, "high": v + 0.04} for v in (0.28, 0.5))
+UNCHECKED = Blind(reason="needs >= 10 images a side")
+
+
+@pytest.mark.parametrize("excess", [False, True])
+@pytest.mark.parametrize("blind", [None, UNCHECKED])
+@pytest.mark.parametrize(("release", "takes_text"), [("weights", False), ("api", True), ("api", False), ("images", True)])
+@pytest.mark.parametrize("leads", [True, False])
+def test_nowhere_is_no_leak_said_to_be_found_beside_a_clearly_reversed_attack(leads, release, takes_text, blind, excess):
+    """Whether the reversed attack leads or another does, on pages, cards and terminals, and whatever else leaves the audit undecided."""
+    record, samples = audit_of({"sima": 0.0, "pia": -1.0}, 300)
+    aucs = {"sima": BELOW if leads else AMID, "pia": BELOW}
+    results = [r.model_copy(update={"auc": r.auc.model_copy(update=aucs[r.attack])}) for r in record.results if r.attack in aucs]
+    if excess:
+        last = results[-1].model_copy(update={"attack": "pia[excess]", "variant": "excess"})
+        results = [*(r.model_copy(update={"auc": r.auc.model_copy(update=AMID)}) for r in results[: -1 if leads else None]), last]
+    wrong = results[-1].attack if excess or not leads else "sima"
+    changes = {"results": tuple(results), "headline": wrong if leads else "sima", "evidence": evidence(takes_text, release=release)}
+    record = other(record, blind=blind or record.blind, settings={"model": "m", "members": "in", "nonmembers": "out"}, **changes)
+    judged = verdict(record)
+    assert judged.title == f"Undecided: the scores of {wrong} separate the sides, but the wrong way round."
+    said = " ".join(judged.sentences)
+    assert "the reference was not trained on the members" in said if excess else "both come from one source" in said
+    assert "Check that the sides are not swapped" in said and ("To test it" in said) is (release != "weights")
+    assert ("To decide it: audit again with this version" in said) is (blind is not None)
+    out = StringIO()
+    print_terminal(record, Console(file=out, width=100))
+    for shown in (" ".join((judged.title, said)), text(html(record, samples)), model_card(record), markdown(record), out.getvalue()):
+        found = re.findall(r".{40}(?:no leak was found|found no leak).{20}", " ".join(shown.split()), flags=re.IGNORECASE)
+        assert not [each for each in found if LIMIT not in each], found
+
+
+def test_a_limit_that_a_reversed_attack_misses_is_not_said_to_be_missed_without_a_finding():
+    (missed,) = (Gate(limit="max_auc", attack="pia", quantity="AUC", at_most=0.6, reach=0.76, passed=False),)
+    record, _ = audit_of({"sima": 0.0, "pia": 0.0}, 300, gates=(missed,))
+    for auc, said in ((AMID, True), (BELOW, False)):
+        results = tuple(r.model_copy(update={"auc": r.auc.model_copy(update=auc if r.attack == "pia" else AMID)}) for r in record.results)
+        assert (glance.NO_FINDING in glance.limit(Audited(other(record, results=results)))) is said
+
+
+def test_an_excess_below_one_half_is_a_leak_of_the_reference_beside_the_attack_that_leads():
+    record, _ = audit_of({"sima": 1.5}, 300)
+    (own,) = record.results
+    for auc, adds in ((BELOW, "the reference gives away more of these members"), (AMID, "no leak of this model's own is shown")):
+        excess = own.model_copy(update={"attack": "sima[excess]", "variant": "excess", "auc": own.auc.model_copy(update=auc)})
+        assert adds in " ".join(verdict(record.model_copy(update={"results": (own, excess)})).sentences)
 
 
 @pytest.mark.parametrize("leaks", [True, False])

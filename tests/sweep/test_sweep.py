@@ -34,6 +34,7 @@ from diffleak.records.plan import Plan
 from diffleak.records.run_folder import read_audit, read_samples
 from diffleak.records.sweep import SweepRecord
 from diffleak.report import to_html
+from diffleak.report.pages.sweep import judged as judged_page
 from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
 from diffleak.sweep.run import INPUTS, _plan_line, _refuse_other_plan, gate, summary, sweep
@@ -371,6 +372,23 @@ def test_differences_are_paired_with_the_checkpoint_before_and_the_last_within_t
     said = "a difference need not be that of the two numbers beside it"
     assert said in few and (said in html) == (min(record.members, record.nonmembers) < 200)
     assert (said in many) == (record.members < 200)
+
+
+def test_a_checkpoint_within_its_limits_whose_attack_works_reversed_is_said_to_be_undecided(leaking, tmp_path):
+    from diffleak.gating.limits import gates
+
+    found, runs = leaking
+    folder = make_run(tmp_path / "c-300", {"sima": gaussian(0.0), "loss": gaussian(-1.5)})
+    limited = config(max_tpr=1.0, lora="out/*", output="run")
+    runs = [*runs[:2], Run(str(folder), read_audit(folder), read_samples(folder))]
+    judged = [Run(r.name, r.record.model_copy(update={"gates": gates(r.record.results, limited)}), r.samples) for r in runs]
+    record = summary(limited, found, judged)
+    assert record.last_passing == "c-300" and [point.wrong_way for point in record.points] == [None, None, "loss"]
+    shown = judged_page(record)
+    assert shown.level == "undecided" and shown.title.startswith("The last checkpoint within the limits: c-300")
+    assert "Some scores separate the sides, but the wrong way round: loss at c-300." in " ".join(shown.sentences)
+    fine = judged_page(summary(limited, found, judged[:2] + judged[:1]))
+    assert fine.level == "no-leak-found" and "wrong way" not in " ".join(fine.sentences)
 
 
 def test_without_limits_nothing_is_gated_and_the_attack_of_each_checkpoint_is_said(leaking):

@@ -29,6 +29,8 @@ class Point(Record):
     """AUC of that attack on the test part, in [0, 1]; 0.5 is guessing."""
     tpr_at_1pct: RateAtFPR
     """TPR of that attack at 1 % false positives, a fraction in [0, 1]."""
+    wrong_way: str | None = None
+    """Label of an attack whose scores clearly separate the sides against its direction; null where there is none."""
     difference: Difference | None
     """That attack minus the one of the checkpoint before, on the same images; null for the first checkpoint."""
     gates: tuple[Gate, ...]

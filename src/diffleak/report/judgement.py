@@ -13,6 +13,8 @@ The verdict rests on the attack that was chosen on the calibrate part, and on it
 
 Of an invalid audit no number is shown; audit.json and samples.csv keep them.
 
+Nowhere is it said that no leak was found where an attack separates the sides against its direction: with its answers reversed it works.
+
 Another attack counts only if its interval stays above one half when widened for the number of attacks looked at
 (Bonferroni), masked ones and those on the excess over a reference counted. Controls of masks never count: they are there to
 show what a mask should not do; nor does what is found in the reference, which is another model. Each rule errs at most 2.5 %
@@ -26,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from diffleak.config import flag
 from diffleak.errors import visible
@@ -63,9 +65,11 @@ NAMED |= {"lora_scale": 1.0, "dtype": "float32", "seed": 0, "exif": "apply", "al
 NAMED |= dict.fromkeys(("resize", "skip_unreadable", "ignore_model_split", "anonymous"), False)
 NOT_OF_EXTRACT = ("reference", "group", "buckets")
 REPAIR = "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."
-REVERSED = (
-    "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members. "
-    "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
+REVERSED = "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members."
+TO_CHECK = "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
+EXCESS_TO_CHECK = (
+    "The reference gives away more of these members than this model does. Check that the sides are not swapped, and that the reference "
+    "was not trained on the members."
 )
 KEPT = "No result is shown. audit.json and samples.csv keep the numbers; --allow-shift shows them, for what they are."
 UNTESTED = "for this form of release nothing was tested"
@@ -95,10 +99,7 @@ def verdict(record: AuditRecord) -> Verdict:
     if checked == "different" and not allowed:
         title = "Invalid: the two sides come from different sources, so this audit does not measure membership."
         return Verdict("invalid", title, (sources(record.blind), REPAIR, KEPT), folded=1)
-    candidates = tuple(r for r in record.results if r.leads)
-    chosen = next((r for r in candidates if r.attack == record.headline), None)
-    finder = _finder(candidates, chosen)
-    lead = finder or chosen or max(candidates, key=lambda r: r.auc.value or 0.0, default=None)
+    candidates, chosen, finder, lead = _led(record)
     attack = lead.attack if lead else None
     if lead is None or lead.auc.low is None or lead.auc.high is None:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
@@ -111,11 +112,17 @@ def verdict(record: AuditRecord) -> Verdict:
         *_higher(candidates, lead, chosen),
     )
     grounds += (*_release(record, lead), sources(record.blind))
-    wrong = _backwards(candidates, lead)
-    backwards = lead.auc.high < GUESSING
+    wrong = wrong_way(record)
+    backwards = wrong is lead
     words = counted(record.split.unit)
     caught = _caught(lead, words)
-    middle = (REVERSED,) if backwards else (caught,) if finder else (_not_excluded(lead.auc, words, _tries(candidates)), caught)
+    middle = (
+        (f"{REVERSED} {_to_check(lead)}",)
+        if backwards
+        else (caught,)
+        if finder
+        else (_not_excluded(lead.auc, words, _tries(candidates)), caught)
+    )
     found = (_picks(lead, counted(record.split.unit)), *middle, *grounds)
     if checked == "different":
         title = "Undecided: the two sides come from different sources, so the numbers below mix membership with that difference."
@@ -133,6 +140,11 @@ def verdict(record: AuditRecord) -> Verdict:
         yes = "Yes" if there else "Yes, but only shown with more access than this release gives"
         title = f"{yes}: training images can be told apart from held-out images better than by guessing."
         return Verdict("leak", title, (*found[:2], NO_INCIDENT, *found[2:], *(() if there else _to_test(record))), attack)
+    if wrong:
+        title = f"Undecided: the scores of {visible(wrong.attack)} separate the sides, but the wrong way round."
+        said = found if backwards else (found[0], _other_reversed(wrong), *found[1:])
+        settle = (_settle(record.blind),) if checked == "unchecked" else ()
+        return Verdict("undecided", title, (*said, *_to_test(record), *settle), attack)
     if _to_test(record):
         known = record.evidence is not None and any(each.run for each in record.evidence.counting)
         more = "The other attacks" if known else "The attacks"
@@ -142,12 +154,38 @@ def verdict(record: AuditRecord) -> Verdict:
     if checked == "unchecked":
         title = f"Undecided: no leak was found by these attacks, but {_unseen(record.blind)}."
         return Verdict("undecided", title, (*found, _settle(record.blind)), attack)
-    if wrong:
-        title = f"Undecided: the scores of {visible(wrong.attack)} separate the sides, but the wrong way round."
-        said = found if backwards else (found[0], _other_reversed(wrong), *found[1:])
-        return Verdict("undecided", title, said, attack)
     title = "Not by these attacks: no leak was found. That does not prove that there is none."
     return Verdict("no-leak-found", title, found, attack)
+
+
+class Led(NamedTuple):
+    """The results that count, the one chosen beforehand, the one that finds a leak, and the one that the verdict speaks of."""
+
+    candidates: tuple[Result, ...]
+    chosen: Result | None
+    finder: Result | None
+    lead: Result | None
+
+
+def _led(record: AuditRecord) -> Led:
+    candidates = tuple(r for r in record.results if r.leads)
+    chosen = next((r for r in candidates if r.attack == record.headline), None)
+    finder = _finder(candidates, chosen)
+    return Led(candidates, chosen, finder, finder or chosen or max(candidates, key=lambda r: r.auc.value or 0.0, default=None))
+
+
+def wrong_way(record: AuditRecord) -> Result | None:
+    """The attack whose scores separate the sides against its direction: the one that leads, else one that stands the correction."""
+    candidates, _, _, lead = _led(record)
+    if lead is not None and reversed_by(lead.auc, 1):
+        return lead
+    found = [r for r in candidates if reversed_by(r.auc, _tries(candidates))]
+    return min(found, key=lambda r: r.auc.value or 1.0, default=None)
+
+
+def reversed_by(auc: Estimate, tries: int) -> bool:
+    """True if an interval, widened for the number of attacks looked at, lies wholly below one half."""
+    return widened_low(mirrored(auc), tries) > GUESSING
 
 
 def allows_shift(settings: dict[str, Any]) -> bool:
@@ -180,14 +218,6 @@ def _finder(candidates: Sequence[Result], chosen: Result | None) -> Result | Non
         return chosen
     found = [r for r in candidates if r is not chosen and widened_low(r.auc, _tries(candidates)) > GUESSING]
     return max(found, key=lambda r: r.auc.value or 0.0, default=None)
-
-
-def _backwards(candidates: Sequence[Result], lead: Result) -> Result | None:
-    """The attack whose scores separate the sides against its direction: the lead, else one that stands the correction."""
-    if (lead.auc.high or 1.0) < GUESSING:
-        return lead
-    found = [r for r in candidates if widened_low(mirrored(r.auc), _tries(candidates)) > GUESSING]
-    return min(found, key=lambda r: r.auc.value or 1.0, default=None)
 
 
 def mirrored(auc: Estimate) -> Estimate:
@@ -255,6 +285,7 @@ def _beyond(record: AuditRecord, lead: Result) -> tuple[str, ...]:
         return ()
     value, ends = spoken(excess.auc)
     adds = "a leak of this model's own is shown" if excess.auc.low > GUESSING else "no leak of this model's own is shown"
+    adds = "the reference gives away more of these members than this model does" if reversed_by(excess.auc, 1) else adds
     return (
         f"Beyond its reference, {visible(record.plan.reference or '')}, the attack picks the member {value} of the time ({ends}): {adds}.",
     )
@@ -358,9 +389,13 @@ def _other_reversed(result: Result) -> str:
     value, ends = spoken(result.auc)
     return (
         f"But {visible(result.attack)} picks the held-out image: it names the member {value} of the time (95 % interval {ends}), less "
-        "often than guessing. Check that the sides are not swapped, that both come from one source, and that this model was trained on the "
-        "members."
+        f"often than guessing. {_to_check(result)}"
     )
+
+
+def _to_check(result: Result) -> str:
+    """What may be wrong where scores separate the sides against an attack's direction."""
+    return EXCESS_TO_CHECK if result.variant == "excess" else TO_CHECK
 
 
 def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:

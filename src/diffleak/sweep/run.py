@@ -29,6 +29,7 @@ from diffleak.records.plan import Plan
 from diffleak.records.run_folder import refuse_other_command
 from diffleak.records.sweep import FILE, Point, SweepRecord
 from diffleak.report import to_html
+from diffleak.report.judgement import wrong_way
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints
 from diffleak.work.files import checked_folder
@@ -114,7 +115,7 @@ def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> Swe
     """The record of a sweep from its finished runs, which are in the order of the checkpoints."""
     points, limited = list[Point](), any(getattr(config, limit) is not None for limit in LIMITS)
     for number, (each, run) in enumerate(zip(found.found, runs, strict=True)):
-        result = run.record.result(_lead(run.record))
+        result, against = run.record.result(_lead(run.record)), wrong_way(run.record)
         before = (runs[number - 1], points[-1].attack) if points else None
         points.append(
             Point(
@@ -126,6 +127,7 @@ def summary(config: AuditConfig, found: Checkpoints, runs: Sequence[Run]) -> Swe
                 timestep=result.timestep,
                 auc=result.auc,
                 tpr_at_1pct=result.tpr(0.01),
+                wrong_way=against.attack if against else None,
                 difference=difference((run, result.attack), before, config.seed) if before else None,
                 gates=run.record.gates,
                 passed=all(gate.passed for gate in run.record.gates) if limited else None,

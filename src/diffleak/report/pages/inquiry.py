@@ -9,7 +9,7 @@ from diffleak.errors import visible
 from diffleak.records.base import Estimate
 from diffleak.records.inquiry import Group, Image, InquiryRecord, of_controls
 from diffleak.report import handling
-from diffleak.report.judgement import Verdict
+from diffleak.report.judgement import Verdict, reversed_by
 from diffleak.report.section import Page, Section, Sentences, Tabulated, facts, page_of, prose
 from diffleak.report.sections import device, fingerprinted, glossary, limits, model, public, reproduce, verdict, versions, warnings
 from diffleak.report.table import Cell, Column, estimate_cell, tabulate
@@ -128,7 +128,11 @@ def judged(record: InquiryRecord) -> Verdict:
         means = f"If none of them had been trained on, scores this high would come up {_rarely(p)}."
         return Verdict("leak", title, (tested, means, _singles(record), _beside(record), *_small(record)))
     title = "Not shown: these images do not score clearly higher than the controls."
-    return Verdict("undecided", title, (tested, "This does not show that they were not trained on.", _needed(record), _beside(record)))
+    not_shown = "This does not show that they were not trained on."
+    if reversed_by(record.set.auc, 1):
+        said = words(record).controls
+        not_shown += f" Here the {said} score higher: check that the two sides are not swapped, and that no control was trained on."
+    return Verdict("undecided", title, (tested, not_shown, _needed(record), _beside(record)))
 
 
 def _said(p: float) -> str:

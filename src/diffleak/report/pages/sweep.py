@@ -1,12 +1,12 @@
 """The report of a sweep over the checkpoints of a training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diffleak.errors import visible
 from diffleak.records.digests import FILE as DIGESTS
 from diffleak.records.gate import Gated
 from diffleak.records.sweep import Point, SweepRecord
-from diffleak.report.judgement import Verdict
+from diffleak.report.judgement import TO_CHECK, Verdict
 from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, page_of, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.audit.gates import checked, sentence
@@ -63,7 +63,7 @@ def _sides(record: SweepRecord) -> str:
 def judged(record: SweepRecord) -> Verdict:
     """The last checkpoint within the limits, or without limits how the leak moves from the first to the last."""
     first, last = record.points[0], record.points[-1]
-    moves = (_said(first), _said(last))
+    moves = (_said(first), _said(last), *_wrong_way(record.points))
     chosen = f"Each is shown by the attack that was strongest on its {record.chosen_on} part; steps are from {visible(record.step_source)}."
     if not record.limited:
         title = f"AUC by training step: {_auc(first)} at the first checkpoint, {_auc(last)} at the last"
@@ -73,7 +73,15 @@ def judged(record: SweepRecord) -> Verdict:
     passing = next(point for point in record.points if point.name == record.last_passing)
     title = f"The last checkpoint within the limits: {visible(passing.name)}, step {count(passing.step)}"
     said = dict.fromkeys((_said(passing), *moves, chosen))
-    return Verdict("no-leak-found" if passing is last else "undecided", title, tuple(said), passing.attack)
+    fine = passing is last and passing.wrong_way is None
+    return Verdict("no-leak-found" if fine else "undecided", title, tuple(said), passing.attack)
+
+
+def _wrong_way(points: Sequence[Point]) -> tuple[str, ...]:
+    """The checkpoints at which an attack would work with its answers reversed, which a limit on the TPR does not count."""
+    by = {attack: [each.name for each in points if each.wrong_way == attack] for attack in (point.wrong_way for point in points) if attack}
+    of = "; ".join(f"{visible(attack)} at {visible(', '.join(names))}" for attack, names in by.items())
+    return (f"Some scores separate the sides, but the wrong way round: {of}. {TO_CHECK}",) if by else ()
 
 
 def _file(record: SweepRecord) -> Section:

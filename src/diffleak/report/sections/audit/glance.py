@@ -6,7 +6,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.report.audited import Audited
 from diffleak.report.counting import held_out, trained, units
-from diffleak.report.judgement import RELEASES
+from diffleak.report.judgement import RELEASES, wrong_way
 from diffleak.report.section import Facts, Section, Sentences, heading, prose
 from diffleak.report.sections import UNSHOWN
 from diffleak.report.sections.audit.gates import OUTDATED, outcome
@@ -102,7 +102,8 @@ def limit(audit: Audited) -> str:
     outdated = [OUTDATED] if audit.gated and not audit.gated.holds else []
     missed = {gate.limit for gate in audit.gates if not gate.passed and gate.limit in OF_ATTACKS}
     few_exposed = "max_tpr" in missed and any(r.leads and (r.tpr(0.01).low or 0.0) > 0.01 for r in audit.record.results)
-    unfound = [NO_FINDING] if missed and not few_exposed and audit.verdict.level in ("no-leak-found", "undecided") else []
+    separated = few_exposed or wrong_way(audit.record) is not None
+    unfound = [NO_FINDING] if missed and not separated and audit.verdict.level in ("no-leak-found", "undecided") else []
     return ". ".join(filter(None, ("; ".join((*said, *outdated)), *unfound))).replace(" is not met", " is NOT MET") or NO_LIMIT
 
 

@@ -1,9 +1,11 @@
 """The verdict on a comparison, in plain words.
 
-lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0
+lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0, and none of its attacks separates the
+             sides the wrong way round: with its answers reversed it works
 not-shown    for none it does; the intervals say what cannot be excluded
-undecided    in some run the sides differ without the model, and its user allowed that; or nothing checked that they do not, or the check
-             can have missed a difference of the sources as large as the leak
+undecided    the baseline's strongest attack separates the sides the wrong way round; or in some run the sides differ without the model,
+             and its user allowed that; or nothing checked that they do not, or the check can have missed a difference of the sources as
+             large as the leak
 invalid      in some run they differ and its user did not allow it, or no difference has an interval
 
 Of a comparison with an invalid run no number is shown; compare.json keeps them.
@@ -13,8 +15,9 @@ from pathlib import Path
 
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
-from diffleak.records.comparison import Comparison, Entry, SwapResult
-from diffleak.report.judgement import Verdict
+from diffleak.records.comparison import ComparedResult, Comparison, Entry, SwapResult
+from diffleak.records.variants import VARIANTS, masked_label, may_lead
+from diffleak.report.judgement import REVERSED, TO_CHECK, Verdict, reversed_by
 from diffleak.report.wording import Counted, count, counted, signed, signed_interval, spoken
 from diffleak.stats.blind import finding, may_explain
 
@@ -85,9 +88,13 @@ def _of_differences(record: Comparison) -> Verdict:
     known = [e for e in others if _worst_difference(e).high is not None]
     if not known:
         return Verdict("invalid", "No verdict: no difference to the baseline could be measured.", sentences)
-    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record)]
-    higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     baseline = visible(record.baseline.name)
+    if reversed_by(record.baseline.worst_result.auc, 1):
+        attack = visible(record.baseline.worst.attack)
+        title = f"Undecided: on {baseline} the scores of {attack} separate the sides, but the wrong way round."
+        return Verdict("undecided", title, (sentences[0], f"{REVERSED} {TO_CHECK}", *sentences[1:]))
+    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record) and not wrong_way(e)]
+    higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
         by = f"its AUC is {_lowered(_worst_difference(best))} than that of {baseline}"
@@ -101,6 +108,15 @@ def _of_differences(record: Comparison) -> Verdict:
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
     return Verdict("not-shown", f"{subject} {shown} to weaken the strongest attack of {baseline}.{stronger}", sentences)
+
+
+def wrong_way(entry: Entry) -> ComparedResult | None:
+    """The attack on an entry whose scores separate the sides against its direction: its strongest, else one that stands the correction."""
+    others = [masked_label("", variant) for variant in VARIANTS]  # below one half they speak of the reference
+    found = [r for r in entry.results if may_lead(r.mask) and not any(label in r.attack for label in others)]
+    if entry.worst_result in found and reversed_by(entry.worst_result.auc, 1):
+        return entry.worst_result
+    return min((r for r in found if reversed_by(r.auc, len(found))), key=lambda r: r.auc.value or 1.0, default=None)
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
@@ -154,6 +170,10 @@ def _against(entry: Entry, record: Comparison) -> str:
             f" But an attacker who has both teachers can tell which of them was trained on an image ({visible(both.attack)}, AUC "
             f"{both.auc.value:.3f} in the swap audit). So {visible(entry.name)} does not count as weakening the attack."
         )
+    if (wrong := wrong_way(entry)) is not None:
+        if wrong is not entry.worst_result:
+            text += f" But of {visible(wrong.attack)}, AUC {wrong.auc.value:.3f}: {not_excluded(wrong.auc)}"
+        text += f" So {visible(entry.name)} does not count as weakening the attack."
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
 
