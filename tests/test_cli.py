@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 from fixtures.commands import call, refused
 from fixtures.models import LEVELS, WIDER, save_untrained
+from fixtures.processes import DIFFLEAK, Forked
 from fixtures.text import CAPTIONS, text_folder
 from PIL import Image
 
@@ -351,6 +354,34 @@ def test_interrupting_an_audit_says_that_it_resumes(capsys, model, sides, tmp_pa
     code, _, err = call(capsys, "audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
     assert code == 130
     assert "interrupted; finished work is kept, the same command resumes" in err
+
+
+@pytest.mark.parametrize("command", ["audit", "extract"])
+def test_sigterm_ends_a_command_as_ctrl_c_does_with_a_line_and_143(capsys, model, sides, tmp_path, command):
+    flags = ("--draws" if command == "extract" else "--chunk-size", "1", "--device", "cpu", "--threads", "2", "-o", tmp_path / "run")
+    flags = (*flags, "--batch-size", "1") if command == "audit" else ("--images", "400", *flags[2:], "--batch-size", "1")
+    done = "scores/*.parquet" if command == "audit" else "**/*.npy"
+    process = Forked([*DIFFLEAK, command, str(model), *sides, *map(str, flags)], os.environ, subprocess.PIPE, subprocess.DEVNULL, True)
+    while process.poll() is None and not [*(tmp_path / "run").glob(done)]:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait() == 143
+    lines = process.stderr.read().splitlines()
+    assert lines[-1] == "diffleak: terminated; finished work is kept, the same command resumes" and "Traceback" not in "".join(lines)
+    assert not [*(tmp_path / "run").rglob("*.part")] and not (tmp_path / "run" / "audit.json").exists()
+
+
+def test_a_command_that_keeps_nothing_does_not_say_that_it_resumes(capsys, model, sides, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("diffleak.extraction.extract.search", stopped)
+    code, _, err = call(capsys, "extract", model, *sides)
+    assert code == 143 and "terminated; nothing is kept without -o: run the same command again" in err
+    monkeypatch.setattr("diffleak.checking.check.check_images", stopped)
+    code, _, err = call(capsys, "check", *sides)
+    assert code == 143 and "terminated; run the same command again" in err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_bug_shows_its_traceback():

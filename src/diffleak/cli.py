@@ -6,9 +6,12 @@ Long flags equal config keys; `-C FILE.yaml` is read first and flags win. Result
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
@@ -48,7 +51,9 @@ Opt = typer.Option
 Given = dict[str, Any]  # the options of a Config that were given
 SPLIT_NAMES = "(names the training images: do not release it with the model)"
 MODEL_PACKAGES = ("accelerate", "diffusers", "huggingface_hub", "safetensors", "torch")  # which docs/install.md shows how to leave out
-INTERRUPTED = 130  # what shells expect after Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # what shells expect after Ctrl-C, and after SIGTERM, which schedulers send
+RESUMES = "The same command resumes"  # in the help of a command that keeps its finished work
+OPTIONAL_FOLDER = ("quality", "extract", "prompts")  # of those that do, the ones that take no folder, too
 UsageError: Any = typer.BadParameter.__base__  # some versions of typer bring a click of their own
 
 
@@ -529,7 +534,7 @@ def main() -> Never:
     try:
         for argument in sys.argv[1:]:
             refuse_other_bytes(argument)
-        with doing(_called(sys.argv)):
+        with _terminable(), doing(_called(sys.argv)):
             code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # some versions of typer return it instead of raising
             raise KeyboardInterrupt
@@ -541,11 +546,44 @@ def main() -> Never:
             raise
         _stop(f"this command runs a model, which needs {error.name}, and that is not installed: {install()}", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("interrupted; finished work is kept, the same command resumes", INTERRUPTED)
+        _stop(f"interrupted; {_kept(sys.argv)}", INTERRUPTED)
+    except _Terminated:
+        _stop(f"terminated; {_kept(sys.argv)}", TERMINATED)
     except UsageError as error:
         if not error.format_message():  # no command was given: the help is already there
             sys.exit(2)
         _stop(_needless(error.format_message(), sys.argv) or error.format_message(), 2)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: it ends a command as Ctrl-C does, so that threads stop and files are whole."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raises `_Terminated` where SIGTERM comes meanwhile, unless the program around this one handles it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _kept(argv: list[str]) -> str:
+    """What is kept of a command that was stopped, and how to go on."""
+    found = _command_in(argv)
+    if found is None or RESUMES not in (found.help or getattr(found.callback, "__doc__", None) or ""):
+        return "run the same command again"
+    if _name(found) in OPTIONAL_FOLDER and not any(each.startswith(("-o", "--output", "-C", "--config")) for each in argv):
+        return "nothing is kept without -o: run the same command again"
+    return "finished work is kept, the same command resumes"
 
 
 def _needless(message: str, argv: list[str]) -> str | None:
@@ -565,8 +603,18 @@ def _needless(message: str, argv: list[str]) -> str | None:
 
 def _called(argv: list[str]) -> str:
     """The command that was called, for a line on what is being done where nothing says more."""
-    known = {each.name or getattr(each.callback, "__name__", "") for each in app.registered_commands}
-    return next((f"diffleak {argument} is running" for argument in argv[1:] if argument in known), "diffleak is running")
+    found = _command_in(argv)
+    return f"diffleak {_name(found)} is running" if found else "diffleak is running"
+
+
+def _name(command: typer.models.CommandInfo) -> str:
+    return command.name or str(getattr(command.callback, "__name__", ""))
+
+
+def _command_in(argv: list[str]) -> typer.models.CommandInfo | None:
+    """The command that a command line calls; None for none."""
+    known = {_name(each): each for each in app.registered_commands}
+    return next((known[argument] for argument in argv[1:] if argument in known), None)
 
 
 def _planned(settings: "AuditConfig", as_json: bool) -> Callable[[str], None]:

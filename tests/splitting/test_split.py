@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ BAD = {
     "share and coin": (["--held-out", "0.2", "--coin", "-o", "s.json"], "--coin is a fair coin"),
     "none held out": (["--held-out", "0.001", "-o", "s.json"], "both sides must have images"),
     "all held out": (["--held-out", "0.999", "-o", "s.json"], "both sides must have images"),
-    "impossible share": (["--held-out", "1.5", "-o", "s.json"], "held_out"),
+    "impossible share": (["--held-out", "1.5", "-o", "s.json"], "--held-out must be less than 1; got 1.5"),
     "two layouts": (["--coin", "--link", "a", "--copy", "b", "-o", "s.json"], "leave out one"),
     "a folder for a file": (["--coin", "-o", "."], "is a folder"),
     "layout in the data": (["--coin", "--link", "pictures/laid", "-o", "s.json"], "lies in the data"),
@@ -216,3 +217,24 @@ def test_the_command_warns_of_a_split_that_no_audit_takes(tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.stack([field(np.random.default_rng(i)) for i in range(30)]))
     code, _, err = call(capsys, "split", tmp_path / "x.npy", "--held-out", "0.2", "-o", tmp_path / "s.json")
     assert code == 0 and "warning: 24 members and 6 held out; an audit needs at least 10 of each: give --held-out 0.34 or more" in err
+
+
+@pytest.mark.parametrize("flag", ["--copy", "--link"])
+def test_folders_that_cannot_be_made_leave_no_split_behind(capsys, tmp_path, made, flag):
+    (tmp_path / "file").write_text("x")
+    command = ("split", made, "--coin", "-o", tmp_path / "s.json", flag, tmp_path / "file" / "laid")
+    assert f"cannot be written (Not a directory); choose another with {flag}" in refused(capsys, *command)
+    assert not (tmp_path / "s.json").exists()
+    assert call(capsys, "split", made, "--coin", "-o", tmp_path / "s.json")[0] == 0
+    other = ("split", made, "--coin", "--seed", 1, "-o", tmp_path / "s.json", flag, tmp_path / "laid")
+    assert "holds another split" in refused(capsys, *other) and not (tmp_path / "laid").exists()
+
+
+def test_an_image_whose_name_is_no_place_in_a_folder_leaves_no_split_behind(capsys, tmp_path):
+    rng = np.random.default_rng(1)
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        for name in ("a", "../b", *"cdefgh"):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "one.png")
+            tar.add(tmp_path / "one.png", f"{name}.png")
+    command = ("split", tmp_path / "data.tar", "--coin", "-o", tmp_path / "s.json", "--copy", tmp_path / "laid")
+    assert "is no place in a folder" in refused(capsys, *command) and not (tmp_path / "s.json").exists()

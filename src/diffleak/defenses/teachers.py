@@ -138,7 +138,8 @@ def _side_by_side(config: DefendConfig) -> bool:
 def _run_side_by_side(folders: Sequence[Path]) -> None:
     """One `diffleak train` per teacher; their lines carry the teacher's name, and the first failure stops both."""
     processes, threads, last = [], [], ["" for _ in folders]
-    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if current_thread() is main_thread() else None
+    alone = current_thread() is main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # else it raises what ends this
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if alone else None
     for number, (folder, sees) in enumerate(zip(folders, one_accelerator_each(len(folders)), strict=True)):
         command = [sys.executable, "-m", "diffleak", "train", "-C", str(folder / "train.yaml")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **sees})

@@ -36,22 +36,34 @@ def refuse_folder(source: ImageSource, config: SplitConfig) -> None:
     for side in SIDES:
         if (folder / side).exists() and (not (folder / side).is_dir() or any((folder / side).iterdir())):
             raise UserError(f"{folder / side} is there already; choose another folder, or remove it")
+    strange = next((image_id for image_id in source.ids if os.path.isabs(image_id) or ".." in Path(image_id).parts), None)
+    if strange is not None and not _files(source):
+        raise UserError(f"{shown(source.name)} has an image named {shown(strange)}, which is no place in a folder: rename it in the data")
     root = Path(source.name).resolve()
     if _files(source) and (folder.resolve() == root or root in folder.resolve().parents):
         raise UserError(f"{folder} lies in the data {root}, where its images would count twice; choose a folder elsewhere")
 
 
+def make_folders(config: SplitConfig) -> None:
+    """Makes both folders, empty; raises `UserError` where they cannot be written."""
+    if config.folder is not None:
+        for side in SIDES:
+            checked_folder(checked_folder(config.folder, _flag(config)) / side, _flag(config))
+
+
+def _flag(config: SplitConfig) -> str:
+    return "--link" if config.link else "--copy"
+
+
 def lay_out(source: ImageSource, drawn: Split, config: SplitConfig) -> None:
-    """Writes both folders; raises `UserError` where the disk refuses."""
+    """Fills both folders; raises `UserError` where the disk refuses."""
     folder = config.folder
     assert folder is not None
-    flag = "--link" if config.link else "--copy"
     total = len(drawn.members) + len(drawn.nonmembers)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
     unwritten = f"{folder} cannot be written ({WHY}); free the disk or choose another folder"
     with refusing(OSError, unwritten, of_system), progress("laying out folders", total, "images") as advance:
         for side, ids in zip(SIDES, (drawn.members, drawn.nonmembers), strict=True):
-            checked_folder(checked_folder(folder, flag) / side, flag)
             names = _place_files(source, ids, folder / side, config, advance) if _files(source) else None
             if names is None:
                 names = _write_images(source, ids, position, folder / side, advance)
@@ -88,9 +100,6 @@ def _place_files(source: ImageSource, ids: Ids, folder: Path, config: SplitConfi
 def _write_images(source: ImageSource, ids: Ids, position: dict[str, int], folder: Path, advance: Any) -> dict[str, str]:
     """Every image as a PNG file under its id."""
     names = {image_id: f"{image_id}.png" for image_id in ids}
-    strange = next((image_id for image_id in ids if os.path.isabs(image_id) or ".." in Path(image_id).parts), None)
-    if strange is not None:
-        raise UserError(f"{shown(source.name)} has an image named {shown(strange)}, which is no place in a folder: rename it in the data")
     for image_id, name in names.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with open_private(folder / name) as file:

@@ -20,7 +20,7 @@ from diffleak.data.survey import survey
 from diffleak.errors import WHY, UserError, refusing, shown
 from diffleak.splitting.config import COLUMN, FAIR, SplitConfig
 from diffleak.splitting.draw import draw_coins, draw_share, units_of
-from diffleak.splitting.folders import lay_out, refuse_folder
+from diffleak.splitting.folders import lay_out, make_folders, refuse_folder
 from diffleak.work.files import write_new
 from diffleak.work.progress import say
 
@@ -120,6 +120,8 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     how = Drawn("coin", config.seed, FAIR, together) if config.coin else Drawn("share", config.seed, config.held_out or 0, together)
     members, nonmembers = (tuple(kept.ids[row] for row in np.flatnonzero(side)) for side in (~held, held))
     drawn = Split(members, nonmembers, drawn=how)
+    _refuse_other(drawn, config.output)
+    make_folders(config)  # before the split is written, which a second call with other folders would find
     _write(drawn, config.output)
     left = counted_once(looked.duplicates.clusters, ~held)
     if few := too_few(*left, config.coin):
@@ -177,12 +179,17 @@ def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None
 
 
 def _write(drawn: Split, path: Path) -> None:
-    """Writes the file; raises `UserError` where another split is there, which a model may have been trained with."""
+    """Writes the file; raises `UserError` where another split is there meanwhile."""
+    if not write_new(path, drawn.text, private=True):
+        _refuse_other(drawn, path)
+
+
+def _refuse_other(drawn: Split, path: Path) -> None:
+    """Raises `UserError` for a folder, and where another split is there, which a model may have been trained with."""
     if path.is_dir():
         raise UserError(f"-o must be a file, such as {path / 'split.json'}; {path} is a folder")
-    if write_new(path, drawn.text, private=True) or _same(drawn, path):
-        return
-    raise UserError(f"{path} holds another split, and a model may have been trained with it; choose another -o, or remove it")
+    if path.exists() and not _same(drawn, path):
+        raise UserError(f"{path} holds another split, and a model may have been trained with it; choose another -o, or remove it")
 
 
 def _same(drawn: Split, path: Path) -> bool:
