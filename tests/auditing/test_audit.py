@@ -1,6 +1,7 @@
 """The main job end to end: plan, chunks, resume, workers, run folder, gates."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -299,7 +300,9 @@ def test_the_plan_comes_first_and_names_what_will_be_done(model, data, tmp_path)
     run(prepared, tmp_path, lines.append)
     assert lines[0].startswith("plan: 40 members and 40 held-out images (8 x 8 grey), 2 attacks")
     assert f"{prepared.queries_per_image} denoiser queries per image" in lines[0]
-    assert lines[1].startswith("time: about ") and "left" in lines[1]
+    assert re.fullmatch(r"time: about \d+ (s|min|h)", lines[1]), "nothing was begun, so nothing is left"
+    next(tmp_path.glob("scores/*.parquet")).unlink()
+    assert re.fullmatch(r"about \d+ s left, \d+ queries are done already", prepared.estimate(tmp_path).replace("left, about", "left,"))
 
 
 def test_half_precision_and_double_agree_with_single_within_their_rounding(model, data):

@@ -88,7 +88,7 @@ def test_an_estimate_times_a_round_only_where_that_takes_seconds(given, forwards
     forwards.clear()
     said = replace(prepared, pace=Pace(query=seconds)).estimate()
     assert bool(forwards) == runs
-    assert said == "about 24 s left" or runs, "24 queries of a second each"
+    assert said == "about 24 s" or runs, "24 queries of a second each"
 
 
 def test_the_pace_is_that_of_the_forwards_of_the_trial(given, monkeypatch):
@@ -112,4 +112,4 @@ def test_measurements_that_would_take_long_are_left_to_their_own_progress(given,
     monkeypatch.setattr(type(job.target), "latent", True)
     monkeypatch.setattr(scoring, "_measuring_seconds", lambda *args: pytest.fail("this runs the codec for minutes"))
     share = scoring.Worker(0, 1, 1)
-    assert scoring.estimate([job], None, share, Pace(query=1.0, encoding=10.0)) == "about 24 s left beside influence, latents"
+    assert scoring.estimate([job], None, share, Pace(query=1.0, encoding=10.0)) == "about 24 s beside influence, latents"

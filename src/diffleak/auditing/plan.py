@@ -217,7 +217,7 @@ class Prepared:
         return f"{len(swept)} timesteps from {swept[0]} to {swept[-1]} of {len(schedule):,} (flow matching), "
 
     def estimate(self, folder: Path | None = None) -> str:
-        """What is left beside the finished chunks of `folder`, and about how long it takes, from one timed round of forwards.
+        """About how long it takes, or what is left of it beside the finished chunks of `folder`, from one timed round of forwards.
 
         Of a model whose forwards take seconds, from those that it was tried with: nothing runs for long only to say how long it takes.
         """

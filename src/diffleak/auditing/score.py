@@ -262,7 +262,7 @@ def _refuse_unsteady(denoiser: Denoiser, x0: Tensor, t: int, cond: Any, first: A
 
 
 def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pace = UNKNOWN_PACE) -> str:
-    """What is left to this worker of several jobs, and about how long it takes, from one timed round of forwards and of measurements.
+    """What this worker has to do of several jobs, and about how long it takes, from one timed round of forwards and of measurements.
 
     A round that would take longer than LONGEST_ROUND by the `pace` of the model is left out: then the pace itself is what is known, and of
     measurements nothing. The progress of the work says more as soon as it has begun.
@@ -287,7 +287,7 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pa
                 unsaid = f" beside {', '.join(kinds)}"
                 continue
             seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
-    known = f"{_readable(seconds)} left" if seconds else "how long is not known yet"
+    known = f"{_readable(seconds)}{' left' if done else ''}" if seconds else "how long is not known yet"
     return known + unsaid + (f", {'about ' if len(jobs) > 1 else ''}{done:,} queries are done already" if done else "")
 
 
