@@ -422,7 +422,7 @@ def test_what_the_command_leaves_unsaid_is_the_default_of_its_setting():
     ],
 )
 def test_the_steps_after_a_leak_fit_the_form_of_release(leak, release, takes_text, last):
-    assert last in remedies.steps(other(leak[0], evidence=evidence(takes_text, release=release)))[-1][1]
+    assert last in remedies.steps(other(leak[0], evidence=evidence(takes_text, release=release)))[-1].what
 
 
 def test_what_an_outsider_needs_says_where_the_release_does_not_give_it(leak):
@@ -452,15 +452,37 @@ def test_records_of_earlier_versions_say_nothing_of_a_release():
 # --- what to do next --------------------------------------------------------------------------------------------------
 
 
-def test_after_a_leak_the_steps_name_parts_of_the_documentation_that_are_there(shown):
+def test_after_a_leak_the_steps_name_parts_of_the_documentation_that_are_there(leak, shown):
     pages = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
     found = {f"{name}, {heading}" for name, said in pages.items() for heading in re.findall(r"^#+ (.+)$", said, flags=re.MULTILINE)}
-    assert {where for _, _, where in (*remedies.STEPS, remedies.BY_EXTRACT)} <= found
+    assert {step.where for step in remedies.STEPS} <= found
     assert "(docs/fine-tunes.md, “Which checkpoint?”)" in text(shown)
-    assert all(name in text(shown) for name, _, _ in remedies.STEPS)
+    assert all(step.name in text(shown) for step in remedies.steps(leak[0]))
     papers = re.findall(r'<a href="https://arxiv.org/abs/([0-9.]+)">arXiv&nbsp;\1</a>', shown)
     assert papers[-2:] == ["2410.16657", "1607.00133"]
     assert remedies.TITLE not in markdown(with_validity(audit_of(NULL, 300, evidence=evidence())[0]))
+
+
+OF_KINDS = {  # what the plan has, whether it takes captions; what the steps name, and what they do not
+    "unconditional": ({}, False, ("distill or dual trains", "--dp-epsilon", "looks for"), ("LoRA", "autoencoder", "--base", "black_box")),
+    "on latents": ({"latent": True}, False, ("distill or dual trains", "does not cover an autoencoder"), ("LoRA", "--base", "black_box")),
+    "whole text-to-image": ({"captions": "own"}, True, ("dual --base MODEL", "--release api"), ("--dp-epsilon", "LoRA", "looks for")),
+    "LoRA": ({"lora": "dog", "captions": "own"}, True, ("--preset lora", "--release api"), ("dual", "--dp-epsilon", "looks for")),
+    "embedding": ({"embedding": "dog", "captions": "own"}, True, ("audit them too",), ("dual", "--dp-", "--preset", "all of them")),
+    "own code": ({"model_from": "my:model"}, False, ("needs code of its own",), ("LoRA", "dual --base", "black_box")),
+}
+
+
+@pytest.mark.parametrize("kind", OF_KINDS)
+def test_the_steps_after_a_leak_are_those_that_this_kind_of_model_can_take(leak, kind):
+    changes, takes_text, named, unnamed = OF_KINDS[kind]
+    latent = changes.get("latent")
+    plan = leak[0].plan.model_copy(update={key: value for key, value in changes.items() if key != "latent"})
+    record = other(leak[0], plan=plan, evidence=evidence(takes_text), latent=latent)
+    said = " ".join(step.what for step in remedies.steps(record))
+    assert all(words in said for words in named) and not any(words in said for words in unnamed), said
+    printed = text(to_html(on_paper(record)))
+    assert all(step.name in printed for step in remedies.steps(record))
 
 
 # --- for the file -----------------------------------------------------------------------------------------------------

@@ -384,6 +384,7 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         adapters=prepared.target.adapters,
         embeddings=prepared.target.embeddings,
         headers=prepared.target.headers,
+        latent=prepared.target.latent,
     )
     record = with_validity(in_given_images(record))
     record = record.model_copy(update={"gates": gates(record.results, config, split.record.unit) if record.valid else ()})

@@ -430,6 +430,8 @@ class AuditRecord(Record):
     """Each textual inversion with its token and hash; empty without one."""
     headers: tuple[GivenAway, ...] = ()
     """What the headers of adapters, embeddings, and a model or network in one file give away; empty for folders, and where unknown."""
+    latent: bool | None = None
+    """True where the model works on the latents of an autoencoder; null in records of earlier versions."""
     gates: tuple[Gate, ...] = ()
     """Limits that the user set, one entry per limit and attack; empty without limits."""
     groups: Groups | None = None
