@@ -308,7 +308,7 @@ def test_near_duplicates_count_once_and_are_all_listed(tmp_path):
     html = to_html(page(again)).replace("<wbr>", "")
     assert f"{again.decisive.copies} of 12 members (near-duplicates counted once) have a copy" in html
     assert "a near-duplicate of m00.png, which counts for both" in html and "20 near-duplicates of other held-out images" in html
-    assert any(line.startswith("6 members are near-duplicates of other members") for line in again.warnings)
+    assert any(line.startswith("6 members are near-duplicates of others: each cluster") for line in again.warnings)
     assert "counted once" not in to_html(page(once)) and not any("near-duplicate" in line for line in once.warnings)
 
 

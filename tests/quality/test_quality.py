@@ -511,7 +511,7 @@ def test_near_duplicates_among_real_images_count_once_in_copies_and_in_the_kid_d
     assert (
         "30 reference images are near-duplicates of other reference images: copies and the KID difference count each cluster once" in said
     )
-    assert "5 reference images are near-duplicates of training images: copies and the KID difference leave them out" in said
+    assert "5 reference images are near-duplicates of training images: copies and the KID difference leave such images out" in said
     assert "9 training images are near-duplicates of others" in said
     alone = measure_quality(made, "pixels", reference=tmp_path / "r2.npy", images=12, steps=1).record
     assert "30 reference images are near-duplicates of other reference images: the intervals of Fr\u00e9chet" in " / ".join(alone.warnings)

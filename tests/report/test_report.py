@@ -109,6 +109,14 @@ def test_an_interval_below_one_half_is_reported_as_pointing_the_wrong_way(null):
     assert judged.level == "undecided" and judged.title == "Undecided: the scores of sima separate the sides, but the wrong way round."
 
 
+def test_what_cannot_be_excluded_counts_answers_the_other_way_round_as_limits_do(null):
+    below, above, even = (
+        " ".join(verdict(with_auc(null[0], sima=auc)).sentences) for auc in ((0.44, 0.37, 0.51), (0.54, 0.49, 0.61), (0.5, 0.46, 0.54))
+    )
+    assert "picks the member up to 51.0 % of the time, or up to 63.0 % with its answers reversed; more images" in below
+    assert "up to 61.0 % of the time; more images" in above and "up to 54.0 % of the time; more images" in even
+
+
 def test_another_attack_counts_only_if_it_survives_the_correction_for_looking_at_all(null):
     nothing = {"sima": (0.5, 0.46, 0.54), MONTE_CARLO: (0.5, 0.46, 0.54)}
     assert verdict(with_auc(null[0], pia=(0.545, 0.505, 0.585), **nothing)).level == "no-leak-found"
@@ -547,3 +555,8 @@ def test_classes_that_differ_are_given_as_the_reason_before_the_pixels(leak):
     said = judged.sentences[0]
     assert judged.level == "invalid" and "The classes of members and held-out images differ by more than chance (p = 0.001)" in said
     assert "nothing shows that the two sides come from different sources" in said
+
+
+def test_one_of_a_kind_is_said_in_the_singular():
+    said = [w.one_or_more(n, "image is left out", "images are left out") for n in (0, 1, 2, 1600)]
+    assert said == ["0 images are left out", "1 image is left out", "2 images are left out", "1,600 images are left out"]

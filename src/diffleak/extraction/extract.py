@@ -50,7 +50,7 @@ from diffleak.records.run_folder import refuse_other_command
 from diffleak.report import to_html
 from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
-from diffleak.report.wording import adapter
+from diffleak.report.wording import adapter, one_or_more
 from diffleak.stats import extraction as stats
 from diffleak.work.files import checked_folder, open_to_others
 from diffleak.work.progress import say
@@ -453,11 +453,11 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
             "no held-out images were given, so nothing says how near a drawing comes by chance: there are distances and pairs, and no rate"
         )
     if near := prepared.distinct.beside:
-        found.append(
-            f"{near} held-out images were left out: each is a near-duplicate of a member, so a drawing near to it is no false copy"
-        )
+        left = one_or_more(near, "held-out image was left out: it", "held-out images were left out: each")
+        found.append(f"{left} is a near-duplicate of a member, so a drawing near to it is no false copy")
     if again := prepared.distinct.again:
-        found.append(f"{again} held-out images were left out: each is a near-duplicate of another held-out image, and these count once")
+        left = one_or_more(again, "held-out image was left out: it", "held-out images were left out: each")
+        found.append(f"{left} is a near-duplicate of another held-out image, and these count once")
     if prepared.membership.status != "confirmed":
         found.append(prepared.membership.sentence)
     if len(target.denoiser.exposed) > 1:
@@ -474,8 +474,8 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
     if omitted := prepared.members.omitted + (held_out.omitted if held_out else 0):
         found.append(f"{omitted} unreadable images were left out")
     if repeated := int((~prepared.distinct.members).sum()):
+        alike = one_or_more(repeated, "member is a near-duplicate", "members are near-duplicates")
         found.append(
-            f"{repeated} members are near-duplicates of other members: each cluster counts as one image, the one whose name comes first, "
-            "and the list of pairs has all of them"
+            f"{alike} of others: each cluster counts as one image, the one whose name comes first, and the list of pairs has all of them"
         )
     return tuple(found)

@@ -41,7 +41,7 @@ from diffleak.records.quality import FILE, PAGE, Copies, Metric, MetricName, Qua
 from diffleak.records.run_folder import read_plan, refuse_other_command
 from diffleak.report import to_html
 from diffleak.report.pages.quality import Pictures, page
-from diffleak.report.wording import adapter, labels_from
+from diffleak.report.wording import adapter, labels_from, one_or_more
 from diffleak.stats.images import frechet_distance, inception_score, kernel_difference, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN
@@ -356,19 +356,21 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None, 
     omitted = reference.omitted + (training.omitted if training else 0)
     if omitted:
         found.append(f"{omitted} unreadable images were left out")
+    alike = ("reference image is a near-duplicate", "reference images are near-duplicates")
     if counted.again:
         once = "copies and the KID difference count each cluster once; " if training else ""
         found.append(
-            f"{counted.again} reference images are near-duplicates of other reference images: {once}the intervals of Fréchet "
+            f"{one_or_more(counted.again, *alike)} of other reference images: {once}the intervals of Fréchet "
             "distance, KID, precision and recall treat them as independent"
         )
     if counted.beside:
         found.append(
-            f"{counted.beside} reference images are near-duplicates of training images: copies and the KID difference leave them out, "
-            "since a drawing near to them is no accident"
+            f"{one_or_more(counted.beside, *alike)} of training images: copies and the KID difference leave such images out, "
+            "since a drawing near to one is no accident"
         )
     if repeated := int((~counted.members).sum()):
-        found.append(f"{repeated} training images are near-duplicates of others: the KID difference counts each cluster once")
+        said = one_or_more(repeated, "training image is a near-duplicate", "training images are near-duplicates")
+        found.append(f"{said} of others: the KID difference counts each cluster once")
     if training is None:
         found.append("it is not known if the model was trained on the reference images; if it was, every distance to them is too small")
     return tuple(found)

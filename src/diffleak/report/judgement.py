@@ -272,9 +272,11 @@ def _not_excluded(auc: Estimate, words: Counted, tries: int) -> str:
             f"The interval lies above 50 %, which is what guessing gives. But this attack is the strongest of {tries}, and the strongest "
             "has such an interval by chance more often than a single attack has. Widened to allow for that, the interval includes 50 %."
         )
+    other_way = 1 - (auc.low or 0.0)
+    reach = f", or up to {percent(other_way)} with its answers reversed" if other_way >= (auc.high or 1.0) + SAME else ""
     return (
         f"{includes} With these {more} it may be that the attack picks the {words.member} "
-        f"up to {percent(auc.high or 1.0)} of the time; more {more} make the interval narrower, and a stronger attack may find more."
+        f"up to {percent(auc.high or 1.0)} of the time{reach}; more {more} make the interval narrower, and a stronger attack may find more."
     )
 
 

@@ -64,6 +64,11 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+def one_or_more(n: int, one: str, more: str) -> str:
+    """A count and what is said of it: "1 image is left out", "1,600 images are left out"."""
+    return f"{count(n)} {one if n == 1 else more}"
+
+
 def number(x: float, decimals: int = 1) -> str:
     """A rate as a number of percent; only an exact 0 or 1 is written as 0 or 100."""
     if x in (0.0, 1.0):
