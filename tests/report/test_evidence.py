@@ -642,6 +642,26 @@ def test_the_card_of_an_invalid_audit_has_no_metrics_and_no_number_of_a_result(l
     card = ModelCard(made)
     assert card.data.eval_results is None and "Invalid: the two sides come from different sources" in card.text
     assert f"{leak[0].results[0].auc.value:.3f}" not in made
+    assert "move the tags above" in made and "model-index" not in made
+
+
+def test_a_card_has_the_answer_of_the_page_where_the_models_own_split_contradicts_the_sides_and_no_path_of_it(leak):
+    reason = "3 members are held out (first: kay.png)"
+    said = {"source": "the split file /home/kay/a.json", "model_split": "/home/kay/split.json", "reason": reason}
+    found = Membership(status="contradicted, ignored", **said)
+    record = other(leak[0], membership=found)
+    made = " ".join(model_card(record, SEALED).split())
+    assert verdict(record).title in made and "doubtful: the model's own split.json contradicts the two sides" in made
+    assert "kay" not in made and "some of the images are on another side" in made
+    assert "contradicts" not in model_card(other(leak[0], membership=found.model_copy(update={"status": "confirmed"})), SEALED)
+
+
+def test_the_command_that_tests_a_release_names_no_path_on_a_card(leak):
+    settings = {"model": "/home/kay/m", "members": "/home/kay/in", "nonmembers": "/home/kay/out", "lora": "/home/kay/a.safetensors"}
+    record = other(leak[0], evidence=evidence(True, release="api"), settings=settings)
+    made = " ".join(model_card(record, SEALED).split())
+    assert "kay" in verdict(record).sentences[-1] and "kay" not in made
+    assert "To test it: diffleak audit m " in made and "--members IMAGES" in made and "--lora a.safetensors" in made
 
 
 def test_labels_that_mean_something_to_yaml_and_markdown_stay_text(leak):

@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from diffleak.config import flag
 from diffleak.errors import visible
-from diffleak.records.audit import AuditRecord, Result
+from diffleak.records.audit import AuditRecord, Membership, Result
 from diffleak.records.digests import Sealed
 from diffleak.records.gate import Gated
 from diffleak.report.counting import held_out, trained
@@ -14,7 +15,7 @@ from diffleak.report.judgement import verdict
 from diffleak.report.media.markdown import to_markdown
 from diffleak.report.pages.audit import on_card
 from diffleak.report.section import Page
-from diffleak.report.sections.public import without_files
+from diffleak.report.sections.public import public_value, without_files
 from diffleak.report.wording import interval, last_part, last_parts
 
 TAGS = ("membership-inference", "privacy-audit")
@@ -33,7 +34,9 @@ def model_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated |
     The metadata of an invalid audit has no numbers. Paths of folders are left out: a card is public.
     """
     record = without_files(record, (attack["attack"] for attack in record.plan.attacks))
-    return _card(_metadata(record), HOW_TO.format(moved="tags and the model-index", rename=RENAME), _text(record, sealed, gated))
+    metadata = _metadata(record)
+    moved, rename = ("tags and the model-index", RENAME) if "model-index" in metadata else ("tags", "")
+    return _card(metadata, HOW_TO.format(moved=moved, rename=rename), _text(record, sealed, gated))
 
 
 def page_card(page: Page) -> str:
@@ -82,8 +85,18 @@ def _text(record: AuditRecord, sealed: Sealed | None, gated: Gated | None) -> st
     adapters = tuple(each.model_copy(update={"name": last_part(each.name)}) for each in record.adapters)
     evidence = record.evidence.model_copy(update={"title": None}) if record.evidence else None
     plan = record.plan.model_copy(update=_without_paths(record))
-    public = record.model_copy(update={"plan": plan, "membership": None, "adapters": adapters, "evidence": evidence})
-    return _lower(on_card(public, sealed, gated))
+    settings = {key: public_value(flag(key), value) if isinstance(value, str) else value for key, value in record.settings.items()}
+    update = {"plan": plan, "membership": _contradiction(record), "adapters": adapters, "evidence": evidence, "settings": settings}
+    return _lower(on_card(record.model_copy(update=update), sealed, gated))
+
+
+def _contradiction(record: AuditRecord) -> Membership | None:
+    """What the model's own split.json says where it contradicts the sides, which decides the answer, without a path and an image."""
+    found = record.membership
+    if found is None or found.status != "contradicted, ignored":
+        return None
+    words = {"source": "the auditor's two sides", "model_split": "split.json", "reason": "some of the images are on another side"}
+    return found.model_copy(update=words)
 
 
 def _without_paths(record: AuditRecord) -> dict[str, Any]:

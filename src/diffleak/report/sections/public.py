@@ -51,12 +51,13 @@ def command(line: str) -> str:
     """A command line without the paths of a person's machine: of models and adapters the last part, of images and folders a word."""
     parts, flag = list[str](), ""
     for part in shlex.split(line):
-        parts.append(_public(flag, part))
+        parts.append(public_value(flag, part))
         flag = part if part.startswith("-") else ""
     return " ".join(part if part in PLACES.values() else shlex.quote(part) for part in parts)
 
 
-def _public(flag: str, value: str) -> str:
+def public_value(flag: str, value: str) -> str:
+    """The value of an option without the paths of a person's machine."""
     if value.startswith("-") or (flag == "--images" and value.isdecimal()) or (flag == "--captions" and public_captions(value) == value):
         return value
     if flag in PLACES or not _is_path(value):
