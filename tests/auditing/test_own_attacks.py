@@ -266,7 +266,7 @@ def test_a_part_of_a_cohort_is_not_recorded_as_all_of_it_but_keeps_how_images_ar
 @pytest.mark.parametrize("change", [{"exif": "foo"}, {"alpha": "grey"}, {"white": "x"}, {"white": 0}, {"limit": 0}, {"seed": -1}])
 def test_a_cohort_refuses_a_value_that_its_settings_cannot_have(change: dict[str, Any]) -> None:
     (key, value), *_ = change.items()
-    with pytest.raises(UserError, match=f"^{key}: .*; got {value!r}$"):
+    with pytest.raises(UserError, match=f"^{key} must .*; got {value!r}$"):
         unwrap(diffleak.cohort)(members=MEMBERS, nonmembers=HELD_OUT, **change)  # without the types that the tests alone check
 
 

@@ -516,7 +516,18 @@ def test_captions_are_a_key_of_the_config_and_a_flag(sides, tmp_path, monkeypatc
 
     monkeypatch.setattr(auditing.hub, "target_of", lambda *_: captionable())
     (tmp_path / "c.yaml").write_text("captions: empty\nattacks: loss\ntimesteps: '50'\ncalibration: false\n")
-    given = ["audit", "m", "--members", str(sides[0]), "--nonmembers", str(sides[1]), "-C", str(tmp_path / "c.yaml"), "--dry-run", "--json"]
+    given = [
+        "audit",
+        str(tmp_path),
+        "--members",
+        str(sides[0]),
+        "--nonmembers",
+        str(sides[1]),
+        "-C",
+        str(tmp_path / "c.yaml"),
+        "--dry-run",
+        "--json",
+    ]
     monkeypatch.setattr("diffleak.auditing.run.scoring.estimate", lambda *_: "")
     plan_of = lambda *more: json.loads(CliRunner().invoke(cli.app, [*given, *more], catch_exceptions=False).stdout)
     assert plan_of()["captions"] == "empty"

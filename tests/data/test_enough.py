@@ -17,7 +17,7 @@ from diffleak.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-NO_MODEL = "no-such-model"  # which would be said first if it were opened first
+NO_MODEL = str(Path(__file__).parent)  # a folder without a model, which would be said first if it were opened first
 
 
 def smooth(n: int, seed: int) -> np.ndarray:

@@ -78,6 +78,7 @@ def test_light_txt_has_the_requirements_of_the_project_but_those_of_models_and_p
 def finished(tmp_path_factory) -> dict[str, tuple[object, str, str]]:
     """Exit code, stdout and stderr of each command, in one process that has no torch."""
     folder = tmp_path_factory.mktemp("light")
+    (folder / "model").mkdir()  # what is not there is refused before
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     for name, part in (("m", images[:150]), ("n", images[150:]), ("both", images)):
