@@ -50,7 +50,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 Opt = typer.Option
 Given = dict[str, Any]  # the options of a Config that were given
 SPLIT_NAMES = "(names the training images: do not release it with the model)"
-MODEL_PACKAGES = ("accelerate", "diffusers", "huggingface_hub", "safetensors", "torch")  # which docs/install.md shows how to leave out
+MODEL_PACKAGES = ("accelerate", "diffusers", "huggingface_hub", "pandas", "safetensors", "torch")  # which docs/install.md leaves out
 INTERRUPTED, TERMINATED = 130, 143  # what shells expect after Ctrl-C, and after SIGTERM, which schedulers send
 RESUMES = "The same command resumes"  # in the help of a command that keeps its finished work
 OPTIONAL_FOLDER = ("quality", "extract", "prompts")  # of those that do, the ones that take no folder, too
