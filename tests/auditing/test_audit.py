@@ -394,7 +394,7 @@ def test_the_command_in_the_record_repeats_the_audit(capsys, few, model):
 
 def test_a_folder_with_files_of_somebody_else_is_left_alone(model, data, tmp_path):
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(UserError, match=r"already holds a report.html that no audit here has written"):
+    with pytest.raises(UserError, match=r"already holds report.html, which no audit here has written"):
         diffleak.audit(model, output=tmp_path, **settings(data))
     assert (tmp_path / "report.html").read_text() == "mine"
 

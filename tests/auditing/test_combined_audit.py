@@ -94,7 +94,7 @@ def test_its_scores_are_in_samples_csv_and_those_of_the_regression(audited, tmp_
     found = samples.scores["combined"]
     assert np.corrcoef(found[samples.test], columns.membership[samples.test].mean(axis=1))[0, 1] > 0.8
     html = to_html(page(audited.record, samples))
-    assert "combined: a logistic regression on all numbers of 3 attacks and the complexity of the images" in html
+    assert "combined: a logistic regression on the numbers of 3 attacks and the complexity of the images" in html
     assert "Its difference to sima" not in html and "the best of them by the calibrate part" in html
 
 
@@ -169,5 +169,7 @@ def test_gradients_that_do_not_fit_into_memory_are_refused_with_what_to_set(mode
     monkeypatch.setattr("diffleak.auditing.plan.free_memory", lambda device: 1000)
     sides = ("--members", tmp_path / "a.npy", "--nonmembers", tmp_path / "b.npy", "--device", "cpu", "--threads", "2")
     said = refused(capsys, "audit", model_folder("model"), *sides, "--attacks", "gradient", "-o", tmp_path / "run")
-    assert "GiB beside the model (2 at once), and cpu has 0.0 GiB free; set --threads 1, --dtype bfloat16" in said
+    assert "GiB beside the model (2 at once), and cpu has 0.0 GiB free; set --threads 1, --dtype bfloat16, or audit a LoRA" in said
+    small = ("--threads", "1", "--dtype", "bfloat16", "--attacks", "gradient", "-o", tmp_path / "run")
+    assert "has 0.0 GiB free; audit a LoRA" in refused(capsys, "audit", model_folder("model"), *sides, *small)
     assert call(capsys, "audit", model_folder("model"), *sides, "--attacks", "sima", "--dry-run")[0] == 0

@@ -62,7 +62,7 @@ NOTE = "note: no attack given counts for --release"
 @pytest.mark.parametrize(
     ("model", "release", "attacks", "said"),
     [
-        ("text", "api", "sima", f"{NOTE} api, so this audit cannot answer for it: add black_box or noise_probe to --attacks"),
+        ("text", "api", "sima", f"{NOTE} api, so this audit cannot answer for it: add black_box to --attacks"),
         ("text", "api", "sima,black_box(encoder=pixels)", None),
         (
             "text",
@@ -136,7 +136,7 @@ def test_a_split_that_nothing_ties_to_the_training_gives_no_number_of_training_i
     assert record.evidence.training_images == known
     assert ("that the model was trained on" in glance.tested(record)) == (known is not None)
     said = dict(file.section(Audited(record)).blocks[0].rows)["Training images"]
-    assert said == (f"{known}" if known else "number not known: the split.json beside the model does not list all of these images")
+    assert said == (f"{known}" if known else "number not known: the split.json beside the model does not fit these images")
 
 
 def test_an_anonymous_run_is_compared_with_its_digests_and_its_key_is_no_part_of_them(model_folder, sides, tmp_path, capsys):

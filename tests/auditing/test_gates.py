@@ -131,7 +131,7 @@ def test_there_is_a_line_for_each_limit_and_attack_and_every_failure_is_raised()
 def test_an_attack_that_ranks_held_out_images_higher_is_warned_of_and_its_number_stays():
     record, _ = audited(sima=(0.55, 0.72), pia=(0.3, 0.6), loss=(0.2, 0.35))
     (said,) = about_direction(record.results)
-    assert said.startswith("loss: AUC 0.28 is below 0.4: held-out images look more like members than the members do (are the two sides")
+    assert said.startswith("loss: at an AUC of 0.275 held-out images look more like members than the members do (are the two sides")
     assert said.endswith("the number is shown as it is")
 
 

@@ -202,5 +202,5 @@ def test_a_leak_behind_the_complexity_of_reconstructions_is_found(latent_folder,
     assert calibrated.complexity == "reconstruction" and calibrated.gain.auc.low > 0 and calibrated.auc.value > 0.8
     assert calibrated.gain.auc.value == pytest.approx(calibrated.auc.value - plain.auc.value)
     said = to_html(page(audit.record, audit.samples))
-    assert "three sizes, four bands of the reconstruction" in said
+    assert "compressed sizes and frequencies of the reconstruction" in said
     assert "corrected for how simple the reconstruction of each image is: the score that its complexity predicts is subtracted" in said

@@ -18,7 +18,7 @@ from diffleak.attacks.spec import parse
 from diffleak.auditing import phases
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
-from diffleak.auditing.plan import Prepared, prepare
+from diffleak.auditing.plan import Prepared, _why_not_coarse, prepare
 from diffleak.auditing.run import Audit
 from diffleak.auditing.score import Worker
 from diffleak.config import build
@@ -224,6 +224,14 @@ def test_where_every_image_is_scored_alike_a_note_says_why(settings, why, capsys
     assert f"note: --sweep coarse has no effect here: {why}" in capsys.readouterr().err
     prepared(attacks="loss", sweep="calibrate", **settings)
     assert "note: --sweep" not in capsys.readouterr().err, "calibrate is the default, so nobody may have asked for it"
+
+
+@pytest.mark.parametrize(("unit", "what"), [("image", "images"), ("cluster", "images"), ("group", "groups")])
+def test_the_note_on_few_images_counts_a_cluster_as_an_image(unit, what):
+    small = prepared(attacks="loss", limit=100)
+    split = replace(small.split, record=small.split.record.model_copy(update={"unit": unit}))
+    said = _why_not_coarse(small.config, split, small.attacks)
+    assert said == f"with fewer than 200 {what} on a side every image is scored at every timestep"
 
 
 def test_the_report_says_which_attack_was_scored_at_every_timestep(coarse) -> None:

@@ -432,6 +432,12 @@ def test_the_record_says_what_the_model_was_told_and_what_it_did_not_read(tmp_pa
     assert "<dt>Captions</dt><dd>own; found for 46 of 46 images, 2 truncated by the text encoder</dd>" in page
 
 
+def test_a_plan_with_one_caption_for_all_does_not_count_those_that_are_not_used(capsys):
+    settings = {"members": MEMBERS, "nonmembers": NONMEMBERS, "attacks": "loss", **SMALL}
+    diffleak.audit(Witness().target(), captions="fixed:image 5", **settings)
+    assert ", captions fixed:image 5 (for every image), " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("choice", "warned"), [("empty", True), ("fixed:", True), ("fixed:a moon", False), ("own", False)])
 def test_an_audit_that_tells_clid_no_captions_is_warned_of(choice, warned):
     target = Target(Memoriser(torch.zeros(1, 1, 16, 16), SCHEDULE), name="m", fingerprint="m", text=Words())

@@ -225,7 +225,7 @@ def test_quartiles_without_one_side_are_null_with_a_reason():
     measured[:, 0] = np.where(member, 1.0, 0.0) + 0.1 * np.random.default_rng(0).uniform(size=40)
     found = analysed(all_scores, member, measured)
     assert all(q.auc.reason == "needs at least 2 members and 2 non-members" and q.per_timestep == () for q in found.quartiles)
-    assert found.high_minus_low.reason == "needs at least 2 members and 2 non-members in each group"
+    assert found.high_minus_low.reason == "needs at least 2 members and 2 held-out images in the highest and in the lowest quarter"
     assert found.distortion_auc.value == 1
 
 

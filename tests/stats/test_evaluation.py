@@ -391,8 +391,13 @@ def test_a_number_that_some_split_lacks_is_null_with_a_reason_and_methods_that_d
     one, other = Estimate(value=1.0, low=0.5, high=2.0, method="a"), Estimate(value=2.0, low=None, high=None, method="b", reason="few")
     found = over_repeats([one, other, one])
     assert (found.value, found.low, found.high) == (1.0, None, None)
-    assert (found.method, found.reason) == ("a or b", "not estimable on every split")
+    assert (found.method, found.reason) == ("a or b", "no interval: some of the random divisions have none")
     assert over_repeats([one, one.model_copy(update={"method": None})]).method == "a or none"
+    lost = over_repeats([one, Estimate(reason="few"), one])
+    assert (lost.value, lost.low, lost.reason) == (None, None, "not estimable in some of the random divisions")
+    rate = Accuracy(value=0.5, low=0.4, high=0.6, threshold=1.0)
+    whole = over_repeats([rate, rate.model_copy(update={"threshold": None})])
+    assert (whole.value, whole.threshold, whole.reason) == (0.5, None, None), "value and interval are there in every division"
 
 
 def test_what_repeated_splits_cannot_estimate_stays_null_with_its_reason():

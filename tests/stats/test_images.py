@@ -140,7 +140,7 @@ def test_inception_score_is_that_of_ten_splits_with_students_interval(n):
 
 def test_inception_score_says_why_there_is_none():
     assert "gives no class probabilities" in images.inception_score(None).reason
-    assert "needs at least 100 generated images, 10 splits; got 99" in images.inception_score(np.full((99, 3), 1 / 3)).reason
+    assert "needs at least 100 generated images, 10 for each of 10 splits; got 99" in images.inception_score(np.full((99, 3), 1 / 3)).reason
 
 
 def test_precision_and_recall_are_high_for_equal_distributions_and_zero_for_disjoint_ones():
@@ -236,7 +236,10 @@ def test_the_copy_rate_of_fresh_images_is_one_percent_and_of_copies_one():
         rates.append(images.copy_rate(fresh, reference).value)
     assert np.mean(rates) == pytest.approx(0.01, abs=4 * np.std(rates) / np.sqrt(200))
     assert images.copy_rate(np.full(50, 2.0), reference).value == 1
-    assert "needs at least 99 reference images" in images.copy_rate(np.ones(5), np.ones(98)).reason
+    few = images.copy_rate(np.ones(5), np.ones(98)).reason
+    assert few == "needs at least 99 reference images, of which 1 % sets the threshold; got 98, near-duplicates counted once"
+    difference, _ = images.kernel_difference(np.ones((64, 2)), np.ones((9, 2)), np.ones((30, 2)))
+    assert difference.reason.endswith("9 members and 30 held-out images, near-duplicates counted once")
 
 
 @pytest.mark.parametrize("m", [120, 999])

@@ -140,6 +140,15 @@ def test_an_auc_difference_needs_two_images_of_each_side():
         assert (few.value, few.reason) == (None, "needs at least 2 members and 2 non-members")
 
 
+@pytest.mark.parametrize(("other", "value"), [((9.0, 8.0, 7.0), 0.0), ((-7.0, -8.0, -9.0), 1.0)])
+def test_an_auc_difference_without_variance_says_why_it_has_no_interval(other, value):
+    """Of one attack on two models too, and where one separates the sides perfectly and the other one the wrong way round."""
+    members, nonmembers = np.stack([[7.0, 8.0, 9.0], other], axis=1), np.zeros((3, 2))
+    found = metrics.auc_difference(members, nonmembers)
+    assert (found.value, found.low) == (value, None)
+    assert found.reason == "no interval: the estimated variance is 0 (every image ranks alike in both, or all change alike)"
+
+
 def test_auc_difference_interval_agrees_with_a_paired_bootstrap():
     rng = np.random.default_rng(6)
     members, nonmembers = rng.normal([1.0, 0.7], 1, (300, 2)), rng.normal(0, 1, (300, 2))
@@ -184,7 +193,7 @@ def test_an_auc_gap_with_a_single_image_on_some_side_is_null_with_a_reason(empty
     sides[empty] = sides[empty][:1]
     gap = metrics.auc_gap((sides[0], sides[1]), (sides[2], sides[3]))
     assert (gap.value, gap.low, gap.high) == (None, None, None)
-    assert gap.reason == "needs at least 2 members and 2 non-members in each group"
+    assert gap.reason == "needs at least 2 members and 2 non-members in each of the two groups"
 
 
 def paired(m, n, seed=0, shifts=(1.2, 0.6)):
@@ -331,7 +340,7 @@ def test_a_tpr_difference_of_an_attack_and_itself_is_exactly_zero_and_the_swap_c
 def test_a_tpr_difference_that_fewer_than_ten_false_positives_decide_has_no_interval(n, fpr):
     found = metrics.tpr_difference(*paired(200, n), fpr)
     assert found.value is not None and found.low is None and found.high is None and found.method is None
-    assert found.reason == "no interval: fewer than 10 held-out images decide it"
+    assert found.reason == "no interval: fewer than 10 false alarms decide it"
 
 
 def test_a_tpr_difference_to_an_attack_that_finds_no_member_is_the_whole_rate():

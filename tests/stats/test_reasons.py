@@ -50,9 +50,15 @@ def test_the_fraction_that_was_set_is_said_and_without_calibration_none_is():
     assert reworded(rate, 50, 50, 0.0).reason == "not estimable (needs 100 held-out images; this audit counts 50)"
 
 
+def test_too_few_tested_images_are_said_to_be_of_the_test_part():
+    few = metrics.auc_estimate(np.arange(1.0), np.arange(5.0))
+    assert reworded(few, 10, 10, 0.9).reason == "needs at least 2 of each side in the test part"
+    assert reworded(few, 1, 5, 0.0) == few, "without a calibrate part all images are tested"
+
+
 def test_a_reason_is_translated_once_and_other_reasons_stay():
     record, _ = audit_of({"sima": 1.0}, 100, warnings=())
     once = in_given_images(record)
     assert once != record and in_given_images(once) == once
-    other = Estimate(reason="no interval: both attacks rank every image alike")
+    other = Estimate(reason="no interval: the estimated variance is 0")
     assert reworded(other, 10, 10, 0.2) == other

@@ -9,7 +9,7 @@ import pytest
 
 from diffleak.data.split import Split
 from diffleak.errors import UserError
-from diffleak.work.files import checked_folder, open_private, scratch, write_atomic, write_bytes, write_new, write_text
+from diffleak.work.files import checked_folder, closing, open_private, scratch, write_atomic, write_bytes, write_new, write_text
 from diffleak.work.folder import Folder
 
 
@@ -22,6 +22,15 @@ def usual_mask():
 
 def mode(path):
     return path.stat().st_mode & 0o777
+
+
+def test_the_command_that_closes_a_file_or_folder_is_one_that_a_shell_takes(tmp_path):
+    folder = checked_folder(tmp_path / "my run")
+    for path, usual in ((folder, 0o755), (folder / "its key", 0o644)):
+        path.touch()
+        path.chmod(usual)
+        subprocess.run(closing(path), shell=True, check=True)
+    assert (mode(folder), mode(folder / "its key")) == (0o700, 0o600)
 
 
 def test_a_private_file_is_its_owners_before_a_byte_is_in_it(tmp_path):

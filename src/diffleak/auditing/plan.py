@@ -48,7 +48,7 @@ from diffleak.geometry.masks import MaskChoice, parse_mask
 from diffleak.geometry.masks import distinct as distinct_masks
 from diffleak.records.audit import Blind, Membership
 from diffleak.records.images import refuse_other_reading
-from diffleak.records.plan import Plan
+from diffleak.records.plan import Plan, one_for_all
 from diffleak.records.run_folder import read_plan, refuse_other_command
 from diffleak.records.variants import Sweep
 from diffleak.report.wording import adapter, labels_from
@@ -236,7 +236,8 @@ class Prepared:
         masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks and self._masked else ""
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
-        captions = f"captions {visible(plan.captions)} ({plan.captions_found:,} found{cut}), " if plan.captions else ""
+        given = "for every image" if plan.captions and one_for_all(plan.captions) else f"{plan.captions_found or 0:,} found"
+        captions = f"captions {visible(plan.captions)} ({given}{cut}), " if plan.captions else ""
         captions += f"labels from {labels_from(plan.labels, plan.label_names)}, " if plan.labels else ""
         attacks = f"{len(self.attacks)} attack{'s' * (len(self.attacks) != 1)}"
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
@@ -468,7 +469,8 @@ def _why_not_coarse(config: AuditConfig, split: evaluation.Divisions, attacks: S
     if not config.calibration:
         return "without a calibrate part every image is scored at one timestep"
     if split.record.repeats > 1:
-        return f"with fewer than {evaluation.SMALL_SIDE} {split.record.unit}s on a side every image is scored at every timestep"
+        what = "groups" if split.record.unit == "group" else "images"
+        return f"with fewer than {evaluation.SMALL_SIDE} {what} on a side every image is scored at every timestep"
     if not any(map(sweeps, attacks)):
         return "no attack can be scored at a part of its timesteps, so every image is scored at all of them"
     return "it would make no fewer forwards, so the calibrate part is scored at every timestep"
@@ -563,10 +565,12 @@ def _refuse_too_large(attacks: Sequence[Attack], target: Target, threads: int) -
     for attack in attacks:
         needed = threads * attack.memory
         if free is not None and needed > free:
-            lower = "--threads 1, " if threads > 1 else ""
+            smaller = ["--threads 1"] if threads > 1 else []
+            smaller += [] if target.dtype in ("bfloat16", "float16") else ["--dtype bfloat16"]
+            lower = f"set {', '.join(smaller)}, or " if smaller else ""
             raise UserError(
                 f"{attack.name} takes {needed / 2**30:.1f} GiB beside the model ({threads} at once), and {target.device} has "
-                f"{free / 2**30:.1f} GiB free; set {lower}--dtype bfloat16, or audit a LoRA, whose gradients are small"
+                f"{free / 2**30:.1f} GiB free; {lower}audit a LoRA, whose gradients are small"
             )
 
 

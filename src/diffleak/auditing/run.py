@@ -438,7 +438,7 @@ def _claim(folder: Folder, plan: Plan, again: UserError | None = None) -> bool:
     path = checked_folder(folder.path)
     foreign = [name for name in ("audit.json", "samples.csv", "report.html") if (path / name).exists()]
     if foreign and not (path / PLAN).exists():
-        raise UserError(f"{path} already holds a {foreign[0]} that no audit here has written; choose another -o")
+        raise UserError(f"{path} already holds {foreign[0]}, which no audit here has written; choose another -o")
     dumped = lambda plan: plan.model_dump(mode="json") if plan else {}
     return folder.claim(
         dumped(plan),

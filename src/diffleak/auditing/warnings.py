@@ -5,28 +5,32 @@ from pathlib import Path
 
 import numpy as np
 
+from diffleak.attacks import ATTACKS
 from diffleak.attacks.black_box import BlackBox
 from diffleak.attacks.clid import CLiD
 from diffleak.attacks.noise_probe import NoiseProbe
 from diffleak.auditing.evidence import known
 from diffleak.auditing.plan import Prepared
-from diffleak.data.captions import FIXED, Captions
+from diffleak.data.captions import Captions
 from diffleak.data.duplicates import beside_members
 from diffleak.data.scan import Scan
 from diffleak.errors import shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.evidence import GIVES, RELEASED
+from diffleak.records.plan import one_for_all
 from diffleak.records.scores import Scores
 from diffleak.report.judgement import sources
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
-from diffleak.work.files import open_to_others
+from diffleak.work.files import closing, open_to_others
 from diffleak.work.folder import UNKNOWN
+
+WITH_REFERENCE = {name for name, kind in ATTACKS.items() if kind.needs_reference}
 
 
 def captions_line(captions: Captions, images: int) -> str:
-    if captions.choice == "empty" or captions.choice.startswith(FIXED):
+    if one_for_all(captions.choice):
         given = f"'{shown(captions.texts[0])}'" if captions.texts[0] else "the empty caption"
         return f"captions: {given} for every image ({visible(captions.choice)}; {captions.found}/{images} have one of their own)"
     return f"captions found: {captions.found}/{images} ({visible(captions.choice)})"
@@ -41,7 +45,8 @@ def about_release(prepared: Prepared) -> Iterator[str]:
         return
     none = f"note: no attack given counts for --release {release}, so this audit cannot answer for it"
     if counting:
-        yield f"{none}: add {' or '.join(each.attack for each in counting)} to --attacks"
+        allowed = [each.attack for each in counting if prepared.reference or each.attack not in WITH_REFERENCE]
+        yield f"{none}: add {' or '.join(allowed)} to --attacks"
     else:
         why = "none of diffleak audit works with drawn images alone" if release == "images" else "none that counts works with this model"
         yield f"{none}: {why}; diffleak extract looks for copies"
@@ -64,9 +69,9 @@ def about_names(prepared: Prepared, folder: Path) -> Iterator[str]:
     if prepared.key:
         yield f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the run"
         if prepared.key.path and open_to_others(prepared.key.path):
-            yield f"others on this machine may read the key: chmod 600 {prepared.key.path}"
+            yield f"others on this machine may read the key: {closing(prepared.key.path)}"
     elif open_to_others(folder):
-        yield f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}"
+        yield f"others on this machine may read {folder}, which names images by file name: {closing(folder)}"
 
 
 def about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
@@ -164,7 +169,7 @@ def about_direction(results: Sequence[Result]) -> Iterator[str]:
     for result in (r for r in results if r.plain):
         if result.auc.value is not None and result.auc.value < 0.4:
             yield (
-                f"{result.attack}: AUC {result.auc.value:.2f} is below 0.4: held-out images look more like members than the members do "
+                f"{result.attack}: at an AUC of {result.auc.value:.3f} held-out images look more like members than the members do "
                 "(are the two sides swapped?); the number is shown as it is"
             )
 

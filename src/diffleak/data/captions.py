@@ -20,9 +20,9 @@ from diffleak.data.image_source import CAPTION_COLUMNS, Texts, not_blank, texts_
 from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
 from diffleak.errors import SettingError, UserError, shown
+from diffleak.records.plan import FIXED, one_for_all
 from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
-FIXED = "fixed:"
 IDS = ("file_name", "id")
 KINDS = (".json", ".jsonl", ".csv")
 
@@ -53,7 +53,7 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
                 "choose own, empty or fixed:TEXT"
             )
         return Captions(_swapped(cohort.keys, own, seed), len(own), choice, _names(cohort))
-    if choice == "empty" or choice.startswith(FIXED):
+    if one_for_all(choice):
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
         return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
     if (found := found_at(Path(choice))) != "a file":

@@ -52,7 +52,7 @@ from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
 from diffleak.report.wording import adapter, one_or_more
 from diffleak.stats import extraction as stats
-from diffleak.work.files import checked_folder, open_to_others
+from diffleak.work.files import checked_folder, closing, open_to_others
 from diffleak.work.progress import say
 from diffleak.work.shares import Share, share_of, wait_for_others, workers_of
 
@@ -283,7 +283,7 @@ def search(
     if prepared.key:
         say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
     if folder and open_to_others(folder):
-        say(f"others on this machine may read {folder}, which names images and may hold copies of them: chmod 700 {folder}")
+        say(f"others on this machine may read {folder}, which names images and may hold copies of them: {closing(folder)}")
     before = time.monotonic()
     if folder and share.count > 1 and not _share_drawn(prepared, folder, kept, share):
         return None

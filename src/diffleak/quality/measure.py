@@ -43,7 +43,7 @@ from diffleak.report import to_html
 from diffleak.report.pages.quality import Pictures, page
 from diffleak.report.wording import adapter, labels_from, one_or_more
 from diffleak.stats.images import frechet_distance, inception_score, kernel_difference, kernel_distance, precision_recall
-from diffleak.work.files import checked_folder, open_to_others, write_text
+from diffleak.work.files import checked_folder, closing, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN
 from diffleak.work.progress import say
 
@@ -166,7 +166,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     if prepared.key:
         say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
     elif folder and open_to_others(folder):
-        say(f"others on this machine may read {folder}, which names images by file name: chmod 700 {folder}")
+        say(f"others on this machine may read {folder}, which names images by file name: {closing(folder)}")
     read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
     reference = read("reference", prepared.real.reference)
     training = read("training", prepared.real.training) if prepared.real.training else None

@@ -9,6 +9,8 @@ from diffleak.records.images import Alpha, Exif
 from diffleak.records.scores import Unit
 from diffleak.records.variants import Estimator, SingularValues, Sweep
 
+FIXED = "fixed:"  # begins the choice of one caption for all images
+
 
 def _with_label(attack: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(attack.get("attack"), str):
@@ -25,6 +27,11 @@ class Adapter(Record):
     """Its own factor, to be multiplied with that of all adapters, `lora_scale`."""
     sha256: str
     """SHA-256 of its file."""
+
+
+def one_for_all(captions: str) -> bool:
+    """True for a choice of captions that gives every image the same one."""
+    return captions == "empty" or captions.startswith(FIXED)
 
 
 class Embedding(Record):

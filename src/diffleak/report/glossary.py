@@ -55,7 +55,7 @@ TERMS = triples(r"""
     Permutation | \bpermut | a method of testing: the images are divided at random many times, to see what chance alone gives.
     p-value (p) | \bp = |\bp-values?\b | the probability of a finding at least as strong where there is nothing to find; small values
         are evidence against chance.
-    n/e | \bn/e\b | not estimable from so little data; the reason stands beside it.
+    n/e | \bn/e\b | not estimable; the reason stands beside it.
     Timestep | \btimesteps?\b | how much noise is added to an image before the model sees it; each attack has one at which it works
         best.
     Noise prediction | \b(?:noise predictions?|predictions of the noise)\b | what a diffusion model computes: its estimate of the
@@ -74,7 +74,7 @@ TERMS = triples(r"""
     Seed | \bseeds?\b | the number from which random draws start; the same seed gives the same draws.
     Calibrated | \bcalibrated\b | corrected for how simple an image is: an attack's score minus what the complexity of the image
         (compressed size, frequencies) predicts. This is not the calibrate part.
-    Combined | \bcombined\b | one logistic regression on the numbers of all attacks that were run.
+    Combined | \bcombined\b | one logistic regression on the numbers of several attacks.
     Excess | \bexcess\b | an attack's score of an image in the audited model minus its score of the same image in the reference.
     Latent | \blatents?\b | the compressed form of an image that the diffusion model works on; its numbers are the latent coordinates.
     Decoder | \bdecoders?\b | the part of the model that turns a latent into a picture.

@@ -1,5 +1,6 @@
 """The line that says how a run may be passed on, since it names single images; for pages and the terminal."""
 
+import shlex
 from pathlib import Path
 
 COMMAND = "diffleak reveal"
@@ -22,7 +23,8 @@ def on_page(anonymous: bool, pictures: bool = False) -> str:
 def in_terminal(anonymous: bool, folder: Path) -> str:
     """The handling line of a finished run."""
     if anonymous:
-        return f"handling: images are named by keyed ids; {COMMAND} {folder} gives their names. Never pass the key on with the run"
+        names = f"{COMMAND} {shlex.quote(str(folder))} gives their names"
+        return f"handling: images are named by keyed ids; {names}. Never pass the key on with the run"
     return (
         f"handling: {folder} names images (file name or row number), which is personal data if they show people; --anonymous writes ids "
         "instead, which only your key turns back into names"

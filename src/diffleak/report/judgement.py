@@ -65,6 +65,7 @@ NAMED |= {"lora_scale": 1.0, "dtype": "float32", "seed": 0, "exif": "apply", "al
 NAMED |= dict.fromkeys(("resize", "skip_unreadable", "ignore_model_split", "anonymous"), False)
 NOT_OF_EXTRACT = ("reference", "group", "buckets")
 REPAIR = "Divide one set of images at random, train on one part, hold out the other, and audit again with these two parts."
+NO_VERDICT = "No verdict: the audit could not measure whether members can be told apart."
 REVERSED = "The interval lies below 50 %: the scores do separate the sides, but it is the held-out images that look like members."
 TO_CHECK = "Check that the sides are not swapped, that both come from one source, and that this model was trained on the members."
 EXCESS_TO_CHECK = (
@@ -103,8 +104,7 @@ def verdict(record: AuditRecord) -> Verdict:
     attack = lead.attack if lead else None
     if lead is None or lead.auc.low is None or lead.auc.high is None:
         why = lead.auc.reason if lead and lead.auc.reason else "the record holds no attack with an interval"
-        title = "No verdict: the audit could not measure whether members can be told apart."
-        return Verdict("invalid", title, (f"The reason: {visible(why)}.", sources(record.blind)), attack)
+        return Verdict("invalid", NO_VERDICT, (f"The reason: {visible(why)}.", sources(record.blind)), attack)
     grounds = (
         *_beyond(record, lead),
         *_mask(record, lead),

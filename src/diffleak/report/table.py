@@ -169,7 +169,7 @@ def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
-def rate_cell(rate: RateAtFPR | RateAtFNR, few: str) -> Cell:
+def rate_cell(rate: RateAtFPR | RateAtFNR, few: str = "false alarms") -> Cell:
     if rate.value is None:
         return missing(rate.reason)
     reason = f"low support (fewer than {FEW} {few} decide it; the interval counts this)" if rate.support == "low" else None
@@ -177,11 +177,11 @@ def rate_cell(rate: RateAtFPR | RateAtFNR, few: str) -> Cell:
 
 
 def tpr_cell(fpr: float) -> Callable[[Result], Cell]:
-    return lambda result: rate_cell(result.tpr(fpr), "held-out images")
+    return lambda result: rate_cell(result.tpr(fpr))
 
 
 def tnr_cell(result: Result) -> Cell:
-    return rate_cell(result.tnr(0.01), "members")
+    return rate_cell(result.tnr(0.01), "missed members")
 
 
 def asr_cell(result: Result) -> Cell:
@@ -232,10 +232,10 @@ COLUMNS = (
         ("TNR at", "1 % FNR"),
         "Share of held-out images that are cleared when 1 % of the members are missed.",
         8,
-        lambda r: rate_cell(r.tnr(0.01), "members"),
+        tnr_cell,
     ),
     Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate part.", 3, asr_cell),
-    Column(("Timestep",), "The timestep, or setting, chosen on the calibrate part.", 4, setting_cell),
+    Column(("Timestep",), "The timestep, or setting; chosen on the calibrate part where there is one.", 4, setting_cell),
     Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one only.", 5, _queries),
     Column(("Achieved FPR",), "False alarms on the test part, at the threshold that was set on the calibrate part.", 9, _achieved),
     Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, look="faint"),

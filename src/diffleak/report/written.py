@@ -1,5 +1,6 @@
 """report.html of a run folder, from its record and from what other commands have left beside it. No torch."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def refresh_report(folder: Path) -> None:
     if not (folder / AUDIT).is_file():
         return None
     if PICTURE in (folder / REPORT).read_text(encoding="utf-8", errors="replace"):
-        return say(f"note: {folder / REPORT} shows images and was not written again; diffleak report {folder} --thumbnails writes it")
+        again = shlex.join(["diffleak", "report", str(folder), "--thumbnails"])
+        return say(f"note: {folder / REPORT} shows images and was not written again; {again} writes it")
     write_report(folder, read_record(folder), read_samples(folder))
     return update_report(folder)
 

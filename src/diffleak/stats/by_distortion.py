@@ -23,6 +23,7 @@ from diffleak.stats.units import Units
 DRAWS = 10  # random subsets in the band
 SHOWN = 12  # images in a gallery
 PREFERRED = "sima"  # the attack whose curves the paper shows
+FEW_IN_A_QUARTER = "needs at least 2 members and 2 held-out images in the highest and in the lowest quarter"
 NOTHING_SWEPT: "ByQuartile" = (), (), Estimate(reason="no attack that sweeps timesteps was run")
 
 ByQuartile = tuple[tuple[Quartile, ...], tuple[BandAt, ...], Estimate]
@@ -103,6 +104,7 @@ def _by_quartile(
         for q, (m, n) in enumerate(sides)
     )
     gap = metrics.auc_gap(*((m[:, chosen], n[:, chosen]) for m, n in (sides[3], sides[0])))
+    gap = Estimate(reason=FEW_IN_A_QUARTER) if gap.value is None else gap
     return quartiles, _band(scores, _sides(membership, test, member)), gap
 
 

@@ -26,9 +26,9 @@ PARTS = {"png": slice(1), "bytes": slice(3), "full": slice(None)}  # of `data.co
 WORDS = {
     PLAIN: "none",
     "png": "PNG size",
-    "bytes": "three sizes",
-    "full": "three sizes, four bands",
-    RECONSTRUCTION: "three sizes, four bands of the reconstruction",
+    "bytes": "compressed sizes",
+    "full": "compressed sizes and frequencies",
+    RECONSTRUCTION: "compressed sizes and frequencies of the reconstruction",
 }
 FEWEST = 30  # held-out images of the calibrate part, below which nothing is fitted
 FOLDS = 5

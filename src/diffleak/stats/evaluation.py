@@ -407,7 +407,7 @@ def _oracle(keys: Sequence[Key], m: Float64[np.ndarray, "m k"], n: Float64[np.nd
 def over_repeats(records: Sequence[R]) -> R:
     """One record for those of repeated splits, field by field.
 
-    A number is the median, or null with a reason where it is null on some split; a field that is marked MOST_OFTEN is the value
+    A number is the median, or null with a reason where some split lacks it; a field that is marked MOST_OFTEN is the value
     chosen most often. Records and tuples of them are combined in the same way, so a new field needs no line here.
     """
     first, update = records[0], dict[str, Any]()
@@ -416,8 +416,17 @@ def over_repeats(records: Sequence[R]) -> R:
         if any(value != values[0] for value in values):
             often = MOST_OFTEN in field.metadata
             update[name] = Counter(values).most_common(1)[0][0] if often else _over_repeats(name, values)
+    found = first.model_copy(update=update)
     lost = None in update.values() and "reason" in type(first).model_fields
-    return first.model_copy(update={**update, "reason": "not estimable on every split"} if lost else update)
+    return found.model_copy(update={"reason": _lost(found)}) if lost else found
+
+
+def _lost(found: Record) -> str | None:
+    """Why the medians of repeated splits lack a number, or its interval."""
+    if getattr(found, "value", None) is None:
+        return "not estimable in some of the random divisions"
+    without = isinstance(found, Estimate) and (found.low is None or found.high is None)
+    return "no interval: some of the random divisions have none" if without else None
 
 
 def _over_repeats(name: str, values: Sequence[Any]) -> Any:

@@ -30,6 +30,7 @@ FEWEST_PER_SPLIT = 10
 NEIGHBOURS = 3  # of precision and recall, as in their paper
 FEWEST_FOR_BALLS = 50
 COPY_QUANTILE = 0.01
+COUNTED = "near-duplicates counted once"  # of the real images that statistics of copies are given
 RESAMPLES = 1000  # of a bootstrap, or exchanges of sides
 MOST_EXCHANGED = 2500  # images a side whose sides are exchanged: each exchange costs the square of them
 
@@ -109,7 +110,7 @@ def kernel_difference(generated: Features, members: Features, held_out: Features
     random = np.random.default_rng(seed)
     if min(len(generated), len(members), len(held_out)) < 10:
         counts = f"{len(generated)} generated images, {len(members)} members and {len(held_out)} held-out images"
-        return Estimate(reason=f"needs at least 10 images of each kind; got {counts}"), None
+        return Estimate(reason=f"needs at least 10 images of each kind; got {counts}, {COUNTED}"), None
     drawn = [side[np.sort(random.permutation(len(side))[:MOST_EXCHANGED])] for side in (generated, members, held_out)]
     real, n, m = np.concatenate(drawn[1:]), len(drawn[1]), len(drawn[2])
     across = _kernel_sums(drawn[0], real)[1] / len(drawn[0])  # each real image's mean over the generated ones
@@ -157,7 +158,8 @@ def inception_score(probabilities: Float[np.ndarray, "n c"] | None) -> Estimate:
         return Estimate(reason="the feature extractor gives no class probabilities; --extractor inception does")
     n = len(probabilities)
     if n < SPLITS * FEWEST_PER_SPLIT:
-        return Estimate(reason=f"needs at least {SPLITS * FEWEST_PER_SPLIT} generated images, {SPLITS} splits; got {n}")
+        fewest = f"{SPLITS * FEWEST_PER_SPLIT} generated images, {FEWEST_PER_SPLIT} for each of {SPLITS} splits"
+        return Estimate(reason=f"needs at least {fewest}; got {n}")
     scores = np.array([_score(part) for part in np.array_split(probabilities.astype(np.float64), SPLITS)])
     half = float(stdtrit(SPLITS - 1, 0.975) * scores.std(ddof=1) / np.sqrt(SPLITS))
     value = float(scores.mean())
@@ -243,7 +245,7 @@ def copy_rate(generated: Float64[np.ndarray, " n"], reference: Float64[np.ndarra
     """The share of generated images whose similarity to training exceeds `copy_threshold`; 1 % for a perfect model that copies nothing."""
     threshold = copy_threshold(reference)
     if threshold is None:
-        return Estimate(reason=f"needs at least 99 reference images, of which 1 % sets the threshold; got {len(reference)}")
+        return Estimate(reason=f"needs at least 99 reference images, of which 1 % sets the threshold; got {len(reference)}, {COUNTED}")
     method = f"joint order statistics; threshold from {len(reference)} unseen images, of which 1 % exceed it"
     return copy_rate_of(generated, reference, threshold, COPY_QUANTILE, method)
 

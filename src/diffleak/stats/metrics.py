@@ -29,6 +29,7 @@ PAIRED_BOOTSTRAPS = 2_000  # each sorts all scores again
 MOST_RESAMPLED = 20_000  # images of both sides above which a paired bootstrap counts instead
 WINDOW = 8  # standard deviations of a threshold's rank in which it is looked for
 FEW = 10  # expected false positives below which a rate has low support
+TOO_FEW = "needs at least 2 members and 2 non-members"
 FEW_HITS = 6  # members on either side of the threshold below which percentiles of the bootstrap are too narrow
 
 Sample = Float64[np.ndarray, "_"]  # the two sides have their own sizes
@@ -65,7 +66,7 @@ def auc_estimate(members: Sample, nonmembers: Sample) -> Estimate:
     """
     m, n = len(members), len(nonmembers)
     if min(m, n) < 2:
-        return Estimate(reason="needs at least 2 members and 2 non-members")
+        return Estimate(reason=TOO_FEW)
     value = auc(members, nonmembers)
     placements_m, placements_n = _placements(members, nonmembers)
     deviation = np.sqrt(placements_m.var(ddof=1) / m + placements_n.var(ddof=1) / n)
@@ -90,12 +91,14 @@ def auc_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     Where no image is ranked differently the estimated variance is 0, which is no certainty: then there is no interval.
     """
     if min(len(members), len(nonmembers)) < 2:
-        return Estimate(reason="needs at least 2 members and 2 non-members")
+        return Estimate(reason=TOO_FEW)
     columns = [_placements(members[:, c], nonmembers[:, c]) for c in (0, 1)]
     value = float(columns[0][0].mean() - columns[1][0].mean())
     variance = sum(np.var(columns[0][side] - columns[1][side], ddof=1) / len(columns[0][side]) for side in (0, 1))
     if variance == 0:
-        return Estimate(value=value, reason="no interval: both attacks rank every image alike")
+        return Estimate(
+            value=value, reason="no interval: the estimated variance is 0 (every image ranks alike in both, or all change alike)"
+        )
     half = float(NORMAL * np.sqrt(variance))
     return Estimate(value=value, low=value - half, high=value + half, method="paired DeLong")
 
@@ -107,7 +110,7 @@ def auc_gap(first: tuple[Sample, Sample], second: tuple[Sample, Sample]) -> Esti
     """
     a, b = auc_estimate(*first), auc_estimate(*second)
     if a.value is None or b.value is None:
-        return Estimate(reason="needs at least 2 members and 2 non-members in each group")
+        return Estimate(reason=f"{TOO_FEW} in each of the two groups")
     below_a, above_a, below_b, above_b = (
         abs(e.value - bound) if e.value is not None and bound is not None else 0.0 for e in (a, b) for bound in (e.low, e.high)
     )
@@ -135,7 +138,7 @@ def tpr_difference(members: Float64[np.ndarray, "m 2"], nonmembers: Float64[np.n
     rates = [tpr_value(members[:, c], nonmembers[:, c], fpr) or 0.0 for c in (0, 1)]
     value = rates[0] - rates[1]
     if k < FEW:
-        return Estimate(value=value, reason=f"no interval: fewer than {FEW} held-out images decide it")
+        return Estimate(value=value, reason=f"no interval: fewer than {FEW} false alarms decide it")
     drawn = _resampled if m + n <= MOST_RESAMPLED else _counted
     differences = drawn(members, nonmembers, k, np.random.default_rng((seed, 2)))
     low, high = np.quantile(differences, [ALPHA / 2, 1 - ALPHA / 2])

@@ -11,9 +11,11 @@ from diffleak.data.draw import images_for, side_with
 from diffleak.records.audit import AuditRecord
 from diffleak.records.base import Record
 from diffleak.records.scores import Unit
+from diffleak.stats.metrics import TOO_FEW
 
 R = TypeVar("R", bound=Record)
 
+TESTED = "needs at least 2 of each side in the test part"
 COUNTED = re.compile(r"needs >= (\d+) (non-members|members)( to calibrate on)?, has \d+")
 
 
@@ -35,7 +37,8 @@ def reworded(record: R, members: int, nonmembers: int, fraction: float, unit: Un
     update = {name: walk(getattr(record, name)) for name in type(record).model_fields}
     reason = update.get("reason")
     if isinstance(reason, str):
-        update["reason"] = COUNTED.sub(lambda found: _given(found, members, nonmembers, fraction, unit), reason)
+        reason = COUNTED.sub(lambda found: _given(found, members, nonmembers, fraction, unit), reason)
+        update["reason"] = TESTED if reason == TOO_FEW and fraction else reason
     return record.model_copy(update=update)
 
 

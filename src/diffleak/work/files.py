@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -232,3 +233,8 @@ def checked_folder(path: Path, flag: str = "-o") -> Path:
 def open_to_others(path: Path) -> bool:
     """True if other users of this machine may read a file or enter a folder, as far as its own mode says."""
     return os.name == "posix" and bool(path.stat().st_mode & 0o077)
+
+
+def closing(path: Path) -> str:
+    """The command that closes a file or folder to other users, for messages."""
+    return f"chmod {'700' if path.is_dir() else '600'} {shlex.quote(str(path))}"

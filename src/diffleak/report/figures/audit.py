@@ -74,7 +74,7 @@ def roc(results: Sequence[Result], samples: Samples, lead: str | None) -> str | 
             axis.set_major_locator(LogLocator(10))
             axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g} %"))
             axis.set_minor_formatter(NullFormatter())
-        title = "ROC curves of all attacks on the test part, both axes logarithmic: members caught against false alarms"
+        title = "ROC curves of all attacks, both axes logarithmic: members caught against false alarms"
         return svg(figure, "roc", title)
 
 
@@ -117,8 +117,8 @@ def histogram(samples: Samples, result: Result, name: str, small: bool) -> str |
         figure, axes = canvas(3.4, 2.2) if small else canvas(5.0, 3.4)
         bars(axes, ends, members, nonmembers)
         threshold = result.asr.threshold
-        if threshold is not None and ends[0] < threshold < ends[-1]:
-            axes.axvline(threshold, color=CHOSEN, linewidth=1.2, dashes=(4, 2))
+        if threshold is not None:  # one beyond the outermost bars, which hold all that lies there, is drawn at their edge
+            axes.axvline(float(np.clip(threshold, ends[0], ends[-1])), color=CHOSEN, linewidth=1.2, dashes=(4, 2))
         axes.xaxis.set_major_locator(MaxNLocator(3 if small else 5))
         axes.yaxis.set_major_locator(MaxNLocator(3 if small else 5))
         if not small:
@@ -126,7 +126,7 @@ def histogram(samples: Samples, result: Result, name: str, small: bool) -> str |
                 xlabel="membership score (higher = more likely a member)",
                 ylabel=f"share of {'groups' if samples.unit == 'group' else 'images'}",
             )
-        title = f"Histogram of the scores of {visible(result.attack)} on the test part: members against held-out images"
+        title = f"Histogram of the scores of {visible(result.attack)}: members against held-out images"
         return svg(figure, name, title)
 
 

@@ -89,6 +89,7 @@ def tabular(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
     """A floating table; the first comment says the package that it needs."""
     line = lambda cells: "{} " + " & ".join(map(escape, cells)) + r" \\"  # a name that begins with [ is no argument of the line before
     body = "\n".join(f"  {line(row)}" for row in rows)
+    caption += f" {NOT_ESTIMABLE}: not estimable." if any(NOT_ESTIMABLE in row for row in rows) else ""
     return (
         "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}\n"
         f"\\begin{{table}}\n  \\centering\n  \\caption{{{escape(caption)}}}\n  \\begin{{tabular}}{{{'l' * len(head)}}}\n"

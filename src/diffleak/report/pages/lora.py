@@ -146,7 +146,7 @@ def _table(record: LoraRecord) -> Section:
 def _audited() -> tuple[Column, ...]:
     return (
         Column(("AUC beyond", "the base"), "On the test part.", 2, lambda c: estimate_cell(c.excess.auc)),
-        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.excess.tpr_at_1pct, "held-out images")),
+        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.excess.tpr_at_1pct)),
         Column(("Attack",), "The strongest on the calibrate part.", 3, lambda c: Cell(visible(c.excess.attack)), look="left"),
     )
 

@@ -123,7 +123,7 @@ def _table(record: SweepRecord) -> Section:
     columns = (
         Column(("Step",), f"From {record.step_source}.", 1, lambda p: Cell(count(p.step))),
         Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),
-        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda p: rate_cell(p.tpr_at_1pct, "held-out images")),
+        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda p: rate_cell(p.tpr_at_1pct)),
         Column(("AUC difference", "to the one before"), "On the same test images, paired.", 4, against),
         Column(("Attack",), f"The strongest on the {record.chosen_on} part.", 2, lambda p: Cell(visible(p.attack)), look="left"),
         *gated,

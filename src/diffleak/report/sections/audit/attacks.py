@@ -8,11 +8,11 @@ from diffleak.records.base import Estimate
 from diffleak.records.variants import COMBINED
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Tabulated, prose
+from diffleak.report.selection import masked
 from diffleak.report.table import difference_cell, table
 from diffleak.report.wording import count, percent
 
 TITLE = "All attacks"
-LEGEND = "Bold: the attack chosen on the calibrate part. Intervals are 95 %; rates are of the test part."
 
 
 def section(audit: Audited) -> Section:
@@ -22,11 +22,13 @@ def section(audit: Audited) -> Section:
     if record.headline:
         caption += "Marked: the attack chosen on the calibrate part. "
     caption += "n/e: not estimable, with the reason below."
-    if any(r.mask is not None for r in record.results if r not in audit.results):
+    if any(r not in audit.results for r in masked(record)):
         caption += Markup(' Attacks under other masks are below, in <a href="#masks">What masks add</a>.')
     conventions = ", ".join(sorted({r.convention for r in record.results} - {"member-exact"}))
     notes = (f"Computed by the convention of a paper's code ({conventions}), not exactly.",) if conventions else ()
-    shown = Tabulated(content, caption, legend=LEGEND, notes=(*notes, *unequal(record), *together(record)))
+    bold = "Bold: the attack chosen on the calibrate part. " if record.headline else ""
+    legend = f"{bold}Intervals are 95 %; rates are of {audit.tested}."
+    shown = Tabulated(content, caption, legend=legend, notes=(*notes, *unequal(record), *together(record)))
     return Section("attacks", TITLE, (shown if content.rows else prose("The record holds no results.", ""),), TITLE)
 
 
@@ -48,7 +50,7 @@ def together(record: AuditRecord) -> tuple[str, ...]:
         return ()
     used, best = found.parameters.get("attacks", ()), visible(str(found.parameters.get("compared_with", "the best attack")))
     also = " and the complexity of the images" if found.parameters.get("complexity") else ""
-    said = f"{COMBINED}: a logistic regression on all numbers of {count(len(used))} attacks{also}, fitted on the calibrate part."
+    said = f"{COMBINED}: a logistic regression on the numbers of {count(len(used))} attacks{also}, fitted on the calibrate part."
     if not found.parameters.get("clearly_better", True):
         return (
             f"{said} On the calibrate part it was not clearly better than {best}, the best of them alone, so its row repeats the numbers "

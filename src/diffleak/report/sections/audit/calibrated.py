@@ -40,7 +40,10 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
     gains = [r.gain.auc for r in every if r.complexity != PLAIN and r.gain]
     if not every:
         return ()
+    often = f"In the {record.split.repeats} random divisions calibration most often took nothing out of the scores of "
     if all(r.complexity == PLAIN for r in every):
+        if record.split.repeats > 1:
+            return (f"{often}{'the attack' if len(every) == 1 else f'each of the {len(every)} attacks'}.",)
         which = "the attack" if len(every) == 1 else f"any of the {len(every)} attacks"
         return (f"Calibration changed nothing: on the calibrate part it did not help {which}.",)
     if not gains:
@@ -52,11 +55,10 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         f"Calibration clearly raises the AUC of {higher} of {attacks} and clearly lowers that of {lower}: the interval of the difference "
         "excludes 0."
     )
-    unhelped = [_label(r) for r in every if r.complexity == PLAIN]
-    rest = (
-        (f"On the calibrate part it did not help {', '.join(map(visible, unhelped))}, so nothing was taken out there.",) if unhelped else ()
-    )
-    return (said, *rest, *medians(record.split.repeats))
+    unhelped = ", ".join(visible(_label(r)) for r in every if r.complexity == PLAIN)
+    rest = f"On the calibrate part it did not help {unhelped}, so nothing was taken out there."
+    rest = f"{often}{unhelped}." if record.split.repeats > 1 else rest
+    return (said, *((rest,) if unhelped else ()), *medians(record.split.repeats))
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
@@ -64,6 +66,7 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
     before = lambda cell: lambda r: cell_or(by_label.get(_label(r)), cell, "the plain attack is not in the record")
     points = f"In points of percent, {DIFFERENCE}"
     auc, tpr = gain_cell(lambda g: g.auc, in_percent=False), gain_cell(lambda g: g.tpr_at_1pct)
+    often = ", most often of all random divisions" if record.split.repeats > 1 else ""
     return (
         Column(("AUC", "plain"), "The attack as it is.", 4, before(auc_cell)),
         Column(("AUC", "calibrated"), "The scores of the attack minus those that the complexity of the images predicts.", 1, auc_cell),
@@ -71,7 +74,7 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
         Column(("TPR at 1 % FPR", "plain"), "Members caught at 1 % false alarms by the attack as it is.", 6, before(tpr_cell(FPR))),
         Column(("TPR at 1 % FPR", "calibrated"), "Members caught at 1 % false alarms by the calibrated attack.", 3, tpr_cell(FPR)),
         Column(("TPR at 1 % FPR", "difference (points)"), points, 5, tpr),
-        Column(("Taken out",), "What the calibrate part chose.", 7, lambda r: Cell(taken_out(r))),
+        Column(("Taken out",), f"What the calibrate part chose{often}.", 7, lambda r: Cell(taken_out(r))),
     )
 
 

@@ -10,7 +10,7 @@ from diffleak.report.wording import count
 
 TITLE = "Attacks run and not run"
 ACCESSES = {
-    "weights": "Anyone who has the weights can run every attack, so all count.",
+    "weights": "Anyone who has the weights can run every attack that works with the model, so all of these count.",
     "api": "Callers of an interface see drawn images alone, so black-box attacks count. Choose --release weights if the interface also "
     "takes images from its callers, or returns predictions.",
     "images": "Someone with drawn images only cannot query the model, so no attack here counts; the attacks that were run "
@@ -31,7 +31,8 @@ def section(audit: Audited) -> Section | None:
         Column(("What it looks at",), "In a sentence.", 3, lambda each: Cell(visible(each.about)), look="how"),
     )
     table = tabulate(evidence.attacks, columns, lambda each: (each.attack, each.access, False))
-    shown = Tabulated(table, "Every attack that this version of diffleak has.", folded="Every attack, and what it looks at", where="page")
+    caption = "Every attack that this version of diffleak has, and those of the user's own that were run."
+    shown = Tabulated(table, caption, folded="Every attack, and what it looks at", where="page")
     return Section("coverage", TITLE, (Sentences(said(evidence), where="file"), shown), "Attacks run", TITLE)
 
 

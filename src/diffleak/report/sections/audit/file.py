@@ -52,8 +52,9 @@ def _rows(audit: Audited) -> Iterator[tuple[str, str]]:
     yield "Valid", glance.validity(record)
     yield from _model(record)
     beside = record.membership and record.membership.model_split
-    unknown = "the split.json beside the model does not list all of these images" if beside else "no split.json lies beside the model"
-    yield "Training images", glance.training_size(record) or f"number not known: {unknown}"
+    why = "the split.json beside the model does not fit these images" if beside else "no split.json lies beside the model"
+    unknown = f"number not known: {why}" if record.membership else "number not known"  # a card and an old record do not say why
+    yield "Training images", glance.training_size(record) or unknown
     if record.split.unit != "image":
         once = ": images of one group count once" if record.split.unit == "group" else ""
         yield "Counted", f"{trained(record)}, {held_out(record)}{once}"

@@ -14,7 +14,7 @@ WITHIN = "is met if the whole 95 % interval of every attack is at or below it."
 MET = {
     "max_auc": "A limit on the AUC is met if the whole 95 % interval of every attack lies between 1 minus the limit and the limit: "
     "an attack that works with its answers reversed counts too.",
-    "max_tpr": f"A limit on the TPR {WITHIN[:-1]}; it says nothing of an attack with its answers reversed, as a limit on the AUC does.",
+    "max_tpr": f"A limit on the TPR {WITHIN} Unlike a limit on the AUC, it does not see an attack that works with its answers reversed.",
     "max_excess_auc": f"A limit on the AUC beyond the reference {WITHIN}",
     "max_copies": "A limit on copies is met if the whole 95 % interval of the rate is at or below it.",
     "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it. The true epsilon may still be above it.",

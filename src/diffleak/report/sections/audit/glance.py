@@ -6,7 +6,7 @@ from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Gate
 from diffleak.report.audited import Audited
 from diffleak.report.counting import held_out, trained, units
-from diffleak.report.judgement import RELEASES, wrong_way
+from diffleak.report.judgement import NO_VERDICT, RELEASES, wrong_way
 from diffleak.report.section import Facts, Section, Sentences, heading, prose
 from diffleak.report.sections import UNSHOWN
 from diffleak.report.sections.audit.gates import OUTDATED, outcome
@@ -110,7 +110,8 @@ def limit(audit: Audited) -> str:
 def validity(record: AuditRecord) -> str:
     """Says in a few words if the numbers measure membership."""
     if record.valid is False:
-        return "no: the numbers do not measure membership"
+        unmeasured = (record.invalid_reason or "").startswith(NO_VERDICT)
+        return "no: nothing could be estimated" if unmeasured else "no: the numbers do not measure membership"
     if record.membership and record.membership.status == "contradicted, ignored":
         return "doubtful: the model's own split.json contradicts the two sides"
     found = finding(record.blind)

@@ -34,5 +34,5 @@ def section(audit: Audited) -> Section | None:
     exposure = lambda group: Cell(exposed(group.exposure, found.tested[1], "group"))
     columns = (*COLUMNS, Column(("Exposure",), "How few held-out groups score as high.", 1, exposure, look="left"))
     made = tabulate(found.exposed, columns, lambda group: (group.group, "", False))
-    listed = Tabulated(made, "The most exposed groups first.", column, quoted=True)
+    listed = Tabulated(made, "The groups with the highest scores first.", column, quoted=True)
     return Section("groups", f"Groups by {column}", (Sentences(tuple(said), listed=False), listed), "Groups", f"Groups by {column}")

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Blind
+from diffleak.records.plan import one_for_all
 from diffleak.report.audited import Audited
 from diffleak.report.section import Block, Section, Sentences, breakable, drawn, facts, heading, prose
 from diffleak.report.sections import device, fingerprinted, of_model, reproduce, versions
@@ -88,7 +89,8 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         yield "Guidance", f"classifier-free, scale {plan.guidance_scale:g}: attacks see the guided predictions, two forwards each"
     if plan.captions is not None:
         cut = f", {count(plan.captions_truncated)} truncated by the text encoder" if plan.captions_truncated else ""
-        found = f"found for {count(plan.captions_found or 0)} of {count(plan.n_members + plan.n_nonmembers)} images"
+        own = f"{count(plan.captions_found or 0)} of {count(plan.n_members + plan.n_nonmembers)} images"
+        found = f"the same for every image; {own} have one of their own" if one_for_all(plan.captions) else f"found for {own}"
         yield "Captions", f"{visible(plan.captions)}; {found}{cut}"
     yield "Device", f"{device(environment)}, {environment.threads} {'thread' if environment.threads == 1 else 'threads'}"
     yield "Platform", visible(environment.platform)
@@ -118,7 +120,8 @@ def costs(audit: Audited) -> Section:
         "are added up."
     )
     blocks = [prose(spent)]
-    if lead and lead.queries_at_timestep is not None and lead.timestep is not None:
+    if lead and lead.timestep is not None and lead.queries_at_timestep not in (None, lead.queries):
+        assert lead.queries_at_timestep is not None
         queries = f"{count(lead.queries_at_timestep)} {'query' if lead.queries_at_timestep == 1 else 'queries'}"
         blocks += [
             prose(

@@ -9,6 +9,7 @@ from diffleak.report.audited import Audited
 from diffleak.report.section import Facts, Section, Sentences
 
 TITLE = "What to do next"
+DEFENCES = "defences.md"
 
 
 class Step(NamedTuple):
@@ -102,7 +103,8 @@ def section(audit: Audited) -> Section | None:
     found = steps(audit.record)
     *names, last = [step.short for step in found]
     listed = f"{', '.join(names)} or {last}"
-    short = f"{listed[0].upper()}{listed[1:]}; report.html has the steps ({_page(DEFENCE.where)})."
+    where = next((step.where for step in found if step.where.startswith(DEFENCES)), found[0].where)
+    short = f"{listed[0].upper()}{listed[1:]}; report.html has the steps ({_page(where)})."
     rows = tuple((step.name, f"{step.what} ({_page(step.where)}).") for step in found)
     return Section("next", TITLE, (Facts(rows, "limits"), Sentences((short,), tone="small", where="terminal")), "What next", TITLE)
 
@@ -123,9 +125,7 @@ def _in_training(record: AuditRecord) -> tuple[Step, ...]:
     if plan.lora is not None:
         return FEWER, EARLY
     if plan.embedding is not None:
-        return (
-            FEWER._replace(what="Earlier checkpoints usually give away less: audit them too", where="fine-tunes.md, Fine-tuned models"),
-        )
+        return (FEWER_OF_EMBEDDING,)
     if plan.model_from is not None:
         return FEWER, OWN_CODE
     if _takes_text(record):

@@ -36,7 +36,7 @@ def attacks_table(record: Comparison) -> Table:
     drawn = (
         Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
         Column(("AUC", "difference"), "To the same attack on the baseline, on shared test images.", 2, of(lambda d: d.auc)),
-        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.result.tpr_at_1pct, "held-out images")),
+        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.result.tpr_at_1pct)),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
         Column(("Timestep",), "Or setting, chosen on the calibrate part.", 6, lambda c: setting_cell(c.result)),
@@ -72,7 +72,7 @@ def entries_table(record: Comparison, names: bool) -> Table:
     against = lambda pick: lambda e: difference_cell(pick(e.worst.difference)) if e.worst.difference else Cell("baseline")
     rates = lambda pick: lambda e: difference_cell(pick(e.worst.difference), True) if e.worst.difference else Cell("")
     upper = lambda e: missing(e.worst_result.auc.reason) if e.worst.not_excluded is None else Cell(f"{e.worst.not_excluded:.3f}")
-    caught = lambda e: rate_cell(e.worst_result.tpr_at_1pct, "held-out images")
+    caught = lambda e: rate_cell(e.worst_result.tpr_at_1pct)
     measured = (
         Column(
             ("AUC",),
