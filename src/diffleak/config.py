@@ -18,6 +18,7 @@ from diffleak.errors import WHY, SettingError, UserError, refuse_other_bytes, re
 from diffleak.work.listed import join_named
 from diffleak.work.reading import PICKLES, Unreadable, load_yaml
 
+BASE = "base"  # as a reference: the audited model without its LoRAs and embeddings
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
@@ -226,9 +227,9 @@ def is_hub_id(name: str | Path) -> bool:
     return not str(name).startswith((".", "/", "~")) and str(name).count("/") == 1 and not str(name).endswith((".safetensors", *PICKLES))
 
 
-def no_model(model: str | Path) -> UserError:
-    """The error for a model that is neither there nor a hub id."""
-    must = "MODEL must be a diffusers folder, a hub id (owner/name), or a file with a whole model"
+def no_model(model: str | Path, name: str = "MODEL") -> UserError:
+    """The error for a model that is neither there nor a hub id; `name` is its argument."""
+    must = f"{name} must be a diffusers folder, a hub id (owner/name), or a file with a whole model"
     return UserError(f"{must}; found nothing at {shown(model, LONGEST_PATH)}")
 
 

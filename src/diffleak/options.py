@@ -98,18 +98,18 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
 def refuse_missing(settings: "Config") -> None:
     """Raises `UserError` for images and models that are not there, before torch is loaded, which takes seconds."""
-    from diffleak.config import is_hub_id, no_model
+    from diffleak.config import BASE, flag, is_hub_id, no_model
     from diffleak.data.sources import refuse_no_data
 
     for key in settings.DATA.split():
         if (data := getattr(settings, key, None)) is not None:
             refuse_no_data(str(data))
     for key in settings.MODELS.split():
-        model = getattr(settings, key, None)
-        if model is None or getattr(settings, "model_from", None) is not None or PATTERN.search(str(model)):
+        model, named = getattr(settings, key, None), key == settings.ARGUMENT
+        if model in (None, BASE) or (named and getattr(settings, "model_from", None) is not None) or PATTERN.search(str(model)):
             continue
         if not os.path.exists(model) and not is_hub_id(model):
-            raise no_model(model)
+            raise no_model(model, key.upper() if named else flag(key))
 
 
 def _parameter(kind: "type[Config]", key: str) -> Parameter:

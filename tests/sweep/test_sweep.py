@@ -152,7 +152,7 @@ def without_models(monkeypatch, checked, finished) -> None:
     ("given", "key", "same"),
     [
         ({"reference": "m0"}, "model", True),
-        ({"reference": "base"}, "lora", True),
+        ({"reference": "base", "lora": "a*"}, "lora", True),
         ({"reference": "base", "lora": "a"}, "model", False),
         ({"reference": "base", "lora": "a"}, "network", False),
     ],

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diffleak.config import AS_NAME, Flag, ModelConfig, Name, Seed
+from diffleak.config import AS_NAME, BASE, Flag, ModelConfig, Name, Seed
 from diffleak.data.cohort import Cohort, images_alone, one_source, two_sources
 from diffleak.data.config import (
     Anonymous,
@@ -39,6 +39,7 @@ class AuditConfig(ModelConfig, DataConfig):
         "Release check and report": "max_auc max_tpr max_excess_auc release allow_shift ignore_model_split title auditor note thumbnails "
         "anonymous anonymous_key",
     }
+    MODELS = "model reference"
     COMMAND: ClassVar[str] = "audit"
     RECORD: ClassVar[str] = "audit.json"
 
@@ -190,6 +191,8 @@ class AuditConfig(ModelConfig, DataConfig):
 
     @model_validator(mode="after")
     def _models_alone(self) -> "AuditConfig":
+        if self.reference == BASE and self.lora is None and self.embedding is None:
+            raise ValueError(f"--reference {BASE} is the model without its LoRA, so it needs --lora or --embedding; otherwise name a model")
         if self.reference is not None and self.mask:
             raise ValueError("a reference is not compared under masks: leave out --reference, or --mask")
         if self.max_excess_auc is not None and self.reference is None:

@@ -14,20 +14,17 @@ import numpy as np
 
 from diffleak import hub
 from diffleak.auditing.config import AuditConfig
+from diffleak.config import BASE
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.preconditioning import ROUNDING
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 
-BASE = "base"  # the audited model without its LoRAs and embeddings
-
 
 def load_reference(config: AuditConfig, target: Target) -> Target | None:
-    """The reference model that a config names, None without one; raises `UserError` for `base` of a model with nothing added."""
+    """The reference model that a config names, None without one."""
     if config.reference is None:
         return None
-    if config.reference == BASE and config.lora is None and config.embedding is None:
-        raise UserError(f"--reference {BASE} is the model without its LoRA, so it needs --lora or --embedding; otherwise name a model")
     own = config.reference == BASE
     network, weights = (config.network, config.weights) if own else (None, None)
     model = config.model if own else config.reference

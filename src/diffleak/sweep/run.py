@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from diffleak.auditing import run as auditing
 from diffleak.auditing.config import AuditConfig, read_cohort
 from diffleak.auditing.plan import Prepared, checked, refuse_too_few
-from diffleak.auditing.reference import BASE
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_release, about_sides
 from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
-from diffleak.config import command_line
+from diffleak.config import BASE, command_line
 from diffleak.diffusion.target import Target
 from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
 from diffleak.gating.limits import LIMITS
