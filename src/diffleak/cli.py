@@ -470,12 +470,19 @@ def convert(settings: "ConvertConfig", as_json: Json = False) -> None:
 def metadata(
     file: Annotated[Path, typer.Argument(help="An adapter or a model: one .safetensors file, or a folder with one.", show_default=False)],
     strip: Annotated[
-        Path | None, Opt(help="Write a copy with the same weights, and of the header only what loading needs.", show_default=False)
+        Path | None,
+        Opt(
+            help="Write a copy with the same weights, and of the header only what loading needs; of peft also adapter_config.json.",
+            show_default=False,
+        ),
     ] = None,
     fail_on: Annotated[str | None, Opt(help="private: exit 3 if FILE gives away something private.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """List what the header of a .safetensors file gives away: captions, folder names, paths, comments, numbers of images."""
+    """List what the header of a .safetensors file gives away: captions, folder names, paths, comments, numbers of images.
+
+    Of an adapter of peft that includes the adapter_config.json beside it.
+    """
     from diffleak.headers import inspect as api
 
     record = api.inspect(file, strip, fail_on)
