@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
@@ -96,7 +97,8 @@ def train(
     preset: Annotated[
         str | None,
         Opt(
-            help="Pixels: digits, small (default), ddpm. Autoencoders: vae, vq. On latents: latent. With captions: text, fine-tune, lora.",
+            help="Pixels: digits, small, ddpm. Autoencoders: vae, vq. On latents: latent. With captions: text, fine-tune, lora. "
+            "Default: small; with --base fine-tune, or lora with --lora-rank; with -C FILE none.",
             show_default=False,
         ),
     ] = None,
@@ -120,7 +122,9 @@ def train(
 @command(app, "defenses.config:DefendConfig")
 def defend(
     given: Given,
-    preset: Annotated[str | None, Opt(help="digits, small (default), ddpm, latent.", show_default=False)] = None,
+    preset: Annotated[
+        str | None, Opt(help="digits, small (default; fine-tune with --base, none with -C FILE), ddpm, latent.", show_default=False)
+    ] = None,
     config: File = None,
     as_json: Json = False,
 ) -> None:
@@ -329,8 +333,10 @@ def report(
     from diffleak.report import again
 
     chosen = api.known("markdown" if markdown else form)
-    if (as_json and chosen != "html") or (thumbnails and chosen not in api.WITH_PAGE):
-        raise UserError(f"--format {chosen} prints no JSON and shows no images: leave out {'--json' if as_json else '--thumbnails'}")
+    if as_json and chosen != "html":
+        raise UserError(f"--format {chosen} prints no JSON: leave out --json")
+    if thumbnails and chosen not in api.WITH_PAGE:
+        raise UserError(f"--thumbnails adds pictures to the html and markdown pages alone: leave it out with --format {chosen}")
     if (run / "sweep.json").is_file():
         return _report_sweep(run, thumbnails, chosen, as_json)
     if names := again.kinds_in(run):
@@ -559,7 +565,7 @@ def main() -> Never:
     except UsageError as error:
         if not error.format_message():  # no command was given: the help is already there
             sys.exit(2)
-        _stop(_needless(error.format_message(), sys.argv) or error.format_message(), 2)
+        _stop(_needless(error, sys.argv) or error.format_message(), 2)
 
 
 class _Terminated(BaseException):
@@ -586,21 +592,23 @@ def _terminable() -> Iterator[None]:
 def _kept(argv: list[str]) -> str:
     """What is kept of a command that was stopped, and how to go on."""
     found = _command_in(argv)
-    if found is None or RESUMES not in (found.help or getattr(found.callback, "__doc__", None) or ""):
+    if found is None or "--dry-run" in argv or RESUMES not in (found.help or getattr(found.callback, "__doc__", None) or ""):
         return "run the same command again"
     if _name(found) in OPTIONAL_FOLDER and not any(each.startswith(("-o", "--output", "-C", "--config")) for each in argv):
         return "nothing is kept without -o: run the same command again"
     return "finished work is kept, the same command resumes"
 
 
-def _needless(message: str, argv: list[str]) -> str | None:
+def _needless(error: Any, argv: list[str]) -> str | None:
     """What to change where there is a word too many: the value of a flag that takes none, or a pattern that the shell has expanded."""
-    extra = message.partition("Got unexpected extra argument")[2].partition(" (")[2]
+    extra = error.format_message().partition("Got unexpected extra argument")[2].partition(" (")[2]
     value = max((each for each in argv[1:] if each and extra.startswith(each)), key=len, default=None)
     if value is None:
         return None
-    before = argv[argv.index(value) - 1]
-    if before.startswith("--"):
+    parameters = getattr(getattr(error.ctx, "command", None), "params", ())
+    switches = {name for each in parameters if getattr(each, "is_flag", False) for name in (*each.opts, *each.secondary_opts)}
+    before = next((flag for flag, word in pairwise(argv) if word == value and flag in switches), argv[argv.index(value) - 1])
+    if before in switches:
         why = ", since images are brought to the size of the model" if before == "--resize" else ""
         return f"{before} takes no value here{why}: leave out {value}"
     if os.path.exists(before) and os.path.exists(value) and os.path.dirname(before) == os.path.dirname(value):

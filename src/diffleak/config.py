@@ -114,7 +114,7 @@ class ModelConfig(Config):
     offload: bool = Field(False, description="Keep only one layer of the denoiser in the accelerator's memory at a time; slower.")
     fast: Annotated[bool | None, Flag("--exact")] = Field(
         None,
-        description="On accelerators use TF32 and channels last (default): faster, scores right to three digits. --exact uses neither.",
+        description="On NVIDIA GPUs use faster arithmetic (TF32, channels last; default): scores right to three digits. --exact: neither.",
     )
     compile: bool = Field(
         False, description="Compile the denoiser first (torch.compile). This takes minutes and makes its forwards faster."

@@ -72,6 +72,16 @@ def test_images_that_do_not_fit_the_scores_are_one_line(planted, capsys, images,
     assert all(part in line for part in said.split(".*"))
 
 
+def test_a_damaged_image_is_refused_without_a_flag_that_the_command_does_not_have(planted, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    frame = pd.read_csv(planted / "scores.csv")
+    frame.assign(id=frame.id.astype(str) + ".png").to_csv(tmp_path / "scores.csv", index=False)
+    for name in frame.id:
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    line = refused(capsys, "metrics", tmp_path / "scores.csv", "--images", tmp_path / "images")
+    assert line.endswith(("; remove it", "; replace it"))
+
+
 def test_too_few_held_out_images_to_fit_on_are_refused(planted, tmp_path):
     pd.read_csv(planted / "scores.csv").head(200).to_csv(tmp_path / "few.csv", index=False)
     with pytest.raises(UserError, match=r"calibration takes 30 held-out images in the calibrate part; .*few.csv has \d+$"):

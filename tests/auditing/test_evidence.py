@@ -153,5 +153,9 @@ def test_an_anonymous_run_is_compared_with_its_digests_and_its_key_is_no_part_of
 def test_what_a_report_cannot_be_is_refused_by_name(tmp_path, sides, capsys):
     assert "unknown format 'crad'; did you mean 'card'?" in refused(capsys, "report", tmp_path, "--format", "crad")
     assert "--format card prints no JSON" in refused(capsys, "report", tmp_path, "--format", "card", "--json")
+    line = refused(capsys, "report", tmp_path, "--format", "markdown", "--json")
+    assert line.endswith("--format markdown prints no JSON: leave out --json")
+    line = refused(capsys, "report", tmp_path, "--format", "pdf", "--thumbnails")
+    assert line.endswith("--thumbnails adds pictures to the html and markdown pages alone: leave it out with --format pdf")
     assert "diffleak: --release must be 'weights'" in refused(capsys, "audit", "m", *sides, "--release", "demo")
     assert "diffleak: --note must have at most 2000 characters" in refused(capsys, "audit", "m", *sides, "--note", "x" * 2001)

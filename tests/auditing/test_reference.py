@@ -88,6 +88,11 @@ def test_the_verdict_says_what_is_left_of_the_leak_beyond_the_reference(pair, im
     assert said.endswith(": a leak of this model's own is shown.") == (excess.low > 0.5)
 
 
+def test_a_reference_that_is_not_there_is_named_as_the_reference(pair, images, tmp_path):
+    with pytest.raises(UserError, match=r"^--reference must be a diffusers folder, .*; found nothing at nowhere$"):
+        run(**settings(pair[0], images, tmp_path / "run", reference="nowhere"))
+
+
 def test_every_attack_is_reported_alone_on_the_reference_and_on_the_excess(pair, images, tmp_path):
     model, reference = pair
     audit = run(save=True, **settings(model, images, tmp_path / "run", attacks=f"{RESIDUAL},loss_frequency", reference=str(reference)))

@@ -641,7 +641,7 @@ BAD_SPLITS = {
     "both sides": ('{"members": ["0", "2"], "nonmembers": ["2", "1"]}', r"has 1 ids on both sides \(first: 2\)"),
     "twice": ('{"members": ["0", "0"], "nonmembers": ["1"]}', "must list each id once"),
     "no members": ('{"members": [], "nonmembers": ["1"]}', "must name at least one member"),
-    "no held-out": ('{"members": ["1"], "nonmembers": []}', 'must name held-out images under "nonmembers"'),
+    "no held-out": ('{"members": ["1"], "nonmembers": []}', "must name held-out images; it has none"),
 }
 
 

@@ -535,3 +535,10 @@ def test_a_column_of_fewer_class_names_than_a_foreign_model_has_classes_gives_it
     assert (numbers, names) == ([(1, 0)], {"cat": 0, "dog": 1}) and origin.endswith("by the numbers of that column")
     with pytest.raises(UserError, match="names that are no classes"):
         number([side], 3, ClassNames({"emu": 0}, "model_index.json"))
+
+
+def test_sides_that_number_a_class_differently_are_called_as_the_command_calls_them(tmp_path):
+    by_folder = Side("images in question", folder_labels(tmp_path, ("ant/a.png", "bee/b.png")), ("ant/a.png", "bee/b.png"), (0, 1))
+    named = Side("controls", Labels(("bee", "ant"), "the column label", ("bee", "ant")), ("x", "y"), (0, 1))
+    with pytest.raises(UserError, match="images in question and controls must number a class alike; ant is 0 and 1"):
+        number([by_folder, named], 2, ClassNames())

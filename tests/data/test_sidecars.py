@@ -64,14 +64,24 @@ def test_metadata_that_says_captions_counts_and_the_line_says_so(folder):
     assert source.captions() == (("x",), ("y",), ("z",)) and "captions from 3 .txt files, labels from metadata.csv" in source.found
     (folder / "metadata.csv").write_text("file_name,caption\n10_cat/0.a.png,of metadata\n")
     assert source.captions() == (("of metadata",), (), ())
-    assert "captions from metadata.csv, " in source.found and source.found.endswith("; 3 .txt files beside them are not read")
+    assert "captions from metadata.csv, " in source.found and source.found.endswith("; 3 .txt files beside them not read")
     (folder / "metadata.csv").write_text("damaged\nx\n")
     assert source.found.endswith("; its metadata cannot be used")
 
 
+def test_caption_files_that_are_all_empty_are_no_captions(folder):
+    write(folder, txt_0="", txt_1="")
+    assert f"{folder}: 3 images, captions none, labels" in open_source(folder).found
+    write(folder, txt_1="x")
+    (folder / "metadata.csv").write_text("file_name,caption\n10_cat/0.a.png,of metadata\n")
+    assert open_source(folder).found.endswith("; 2 .txt files (1 empty) beside them not read")
+    (folder / "10_cat" / "0.a.txt").unlink()
+    assert open_source(folder).found.endswith("; 1 .txt file beside them not read")
+
+
 def test_an_image_without_a_caption_is_named_beside_files_of_no_image(folder):
     write(folder, txt_0="x", txt_1="", txt_2="z")
-    assert "captions from 3 .txt files (1 of them empty), " in open_source(folder).found
+    assert "captions from 3 .txt files (1 empty), " in open_source(folder).found
     assert "captions found: 2/3; every image needs one (first without: 10_cat/1.a.png): give them" in refusal(folder)
     (folder / "10_cat" / "1.a.txt").rename(folder / "10_cat" / "1.txt")
     assert f"(first without: 10_cat/1.a.png; {folder} has 1 name of no image, first: 10_cat/1.txt)" in refusal(folder)

@@ -320,7 +320,7 @@ def test_teachers_side_by_side_are_those_trained_one_by_one(data, tmp_path, fork
 
 
 def test_a_failure_of_a_teacher_beside_another_is_one_line(data, tmp_path, forked):
-    with pytest.raises(UserError, match=r"^teacher-[12]: the loss is nan at step .*lower learning_rate"):
+    with pytest.raises(UserError, match=r"^teacher-[12]: the loss is nan at step .*lower --learning-rate"):
         defend(settings("dual", data, tmp_path / "out", side_by_side=True, learning_rate=1e30, max_grad_norm=1e30, steps=20))
 
 
@@ -420,6 +420,10 @@ def test_a_finished_defence_is_never_mixed_with_another(data, tmp_path, teachers
         defend(defend_config("dual", data=str(data), output=other, teachers=teachers))
     with pytest.raises(UserError, match="holds a defence with two teachers"):
         defend(settings("one-teacher", data, other, steps=1))
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "split.json").write_text(json.dumps({"members": ["0"], "nonmembers": ["1"]}))
+    with pytest.raises(UserError, match=r"drawn holds a split.json that no defence wrote; choose another -o"):
+        defend(settings("dual", data, tmp_path / "drawn", steps=1))
     with pytest.raises(UserError, match="is finished after 1 steps"):
         defend(settings("dual", data, other, steps=1, seed=7, teacher_steps=2))
     with pytest.raises(UserError, match="takes turns in another way"):

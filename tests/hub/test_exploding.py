@@ -106,7 +106,10 @@ def test_a_score_model_predicts_minus_sigma_times_the_score_that_its_pipeline_as
     if pipeline:  # what decides the numbers is in the fingerprint
         (tmp_path / "model_index.json").unlink()
         assert hub.fingerprint(tmp_path) != target.fingerprint
-    assert any("sigma is" in line and ("[0, 1]" in line) == pipeline for line in target.warnings)
+    assert any(
+        "sigma is" in line and ("[0, 1]" in line) == pipeline and line.endswith("in audits choose --timesteps by these values")
+        for line in target.warnings
+    )
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

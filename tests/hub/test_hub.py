@@ -333,7 +333,7 @@ def test_an_autoencoder_alone_says_what_is_missing_and_how_to_get_it(latent_fold
     shutil.rmtree(folder / "unet")
     assert refusal(folder) == (
         f"{folder} holds an autoencoder, but no denoiser (unet/ or transformer/); "
-        f"train one: diffleak train --preset latent --autoencoder {folder}"
+        f"train one: diffleak train --preset latent --autoencoder {folder} --data DATA -o OUT"
     )
 
 

@@ -173,7 +173,7 @@ def test_the_fingerprint_is_of_the_weights_that_are_loaded(base: Path, made: Pat
 REFUSED = {
     "lora": "is a LoRA: use --lora ",
     "lora.safetensors": "is a LoRA: use --lora ",
-    "deepspeed": "is a DeepSpeed checkpoint: merge it with `python zero_to_fp32.py ",
+    "deepspeed": "/deepspeed/zero_to_fp32.py ",
     "fsdp": "is an FSDP checkpoint: merge it with `accelerate merge-weights ",
     "whole.safetensors": "is a whole model in one file: give it as MODEL",
     "original.safetensors": "is in that of the original code (as for ComfyUI): open it with diffusers' from_single_file",
@@ -218,10 +218,25 @@ def test_a_choice_where_there_is_one_kind_of_weights_is_refused(base: Path, made
     assert "has neither: leave it out" in refusal(base, network=made / "accelerate", weights=weights)
 
 
+def test_commands_in_messages_are_as_a_shell_reads_them(base: Path, made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made / "deepspeed", tmp_path / "my run"))
+    merge = f"merge it with `python '{folder}/zero_to_fp32.py' '{folder}' OUT`, and give OUT"
+    assert refusal(base, network=folder).endswith(f"is a DeepSpeed checkpoint: {merge}")
+    (folder / "global_step5").mkdir()
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        (folder / "global_step5" / name).touch()
+    assert refusal(base, network=folder / "global_step5").endswith(merge)
+    for lora in (Path(shutil.copytree(made / "lora", tmp_path / "my lora")), tmp_path / "a b.safetensors"):
+        if lora.suffix:
+            shutil.copy(made / "lora.safetensors", lora)
+        assert refusal(base, network=lora).endswith(f"is a LoRA: use --lora '{lora}'")
+
+
 def test_a_second_network_that_accelerate_saved_is_not_left_out_in_silence(base: Path, made: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made / "accelerate", tmp_path / "checkpoint-7"))
     shutil.copy(folder / "model.safetensors", folder / "model_1.safetensors")
-    said = "checkpoint-7/ holds model.safetensors and model_1.safetensors; the first is measured: name the file to measure it"
+    said = "checkpoint-7/ holds model.safetensors and model_1.safetensors; the first is measured: "
+    said += "to measure the other, give its file as --network"
     assert hub.load(base, device="cpu", network=folder).warnings == (said,)
 
 

@@ -261,7 +261,9 @@ def test_prompts_are_the_texts_of_a_table_of_images(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x", b"y"], "caption": ["sun, with rays", "moon"]}), tmp_path / "a.parquet")
     assert read_prompts(tmp_path / "a.parquet") == ["sun, with rays", "moon"]
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match="the prompts must be in a column 'text'; known: image"):
+    with pytest.raises(
+        UserError, match="must have its prompts in a column text, caption or prompt; it has image: rename the one that is meant"
+    ):
         read_prompts(tmp_path / "b.parquet")  # by its columns, before any row
 
 
@@ -274,10 +276,10 @@ def test_prompts_are_the_texts_of_a_table_of_images(tmp_path: Path) -> None:
         ("a.json", '{"1.png": " "}', "a.json must hold at least one prompt; it has none"),
         ("a.JSON", "[]", "a.JSON must hold an object"),
         ("a.csv", "text\nsun, with rays\n", "line 2 has more fields than the header: put texts with commas in double quotes"),
-        ("a.csv", "txt\nsun\n", "the prompts must be in a column 'text'; did you mean 'txt'"),
+        ("a.csv", "txt\nsun\n", "must have its prompts in a column text, caption or prompt; it has txt: rename"),
         ("a.jsonl", '{"text": "sun"}\nmoon\n', r"a.jsonl cannot be read \(line 2: Expecting value"),
         ("a.jsonl", '["sun"]\n', "every line must be a JSON object; one is a list"),
-        ("a.jsonl", '{"words": "sun"}\n', "the prompts must be in a column 'text'; known: words"),
+        ("a.jsonl", '{"words": "sun"}\n', "must have its prompts in a column text, caption or prompt; it has words: rename"),
         ("a.csv", "caption,prompt\nsun,moon\n", "must have its prompts in one column; it has caption and prompt: remove"),
         ("a.csv", "prompt,text\nsun,moon\n", "must have its prompts in one column; it has text and prompt: remove"),
         ("a.parquet", "PAR1", r"a.parquet cannot be read \("),

@@ -196,6 +196,13 @@ def test_what_cannot_be_used_is_one_line(data, blip, tmp_path, model_folder):
     assert not list(tmp_path.glob("c.*")), "nothing is left by a refusal"
 
 
+def test_a_damaged_image_is_refused_without_a_flag_that_the_command_does_not_have(data, blip, tmp_path):
+    folder = Path(shutil.copytree(data, tmp_path / "damaged"))
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    with pytest.raises(UserError, match=r"1.png .*; (remove|replace) it$"):
+        caption(folder, blip, tmp_path / "captions.jsonl")
+
+
 def test_a_captioner_runs_no_code_and_one_that_is_damaged_or_gives_nan_is_one_line(data, blip, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("nobody is asked whether to run code"))
     folder = Path(shutil.copytree(blip, tmp_path / "blip"))

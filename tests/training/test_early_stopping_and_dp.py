@@ -182,7 +182,7 @@ def test_settings_of_early_stopping_that_cannot_be_had_are_one_line(data, tmp_pa
         ({"validation": 0.01}, "validation must set aside some images and leave some; got 0.01 of 30, which is 0"),
         ({"validation": 0.99}, "validation must set aside some images and leave some; got 0.99 of 30, which is 30"),
         ({"patience": 3}, "--patience counts checks of the validation loss; give --validation FRACTION too"),
-        ({"validation": 0.2, "kind": "vae"}, "--validation is for denoisers, and this trains a vae; leave it out"),
+        ({"validation": 0.2, "kind": "vae"}, "--validation is for denoisers, and this trains a β-VAE; leave it out"),
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message):
@@ -381,18 +381,30 @@ def test_settings_of_dp_that_cannot_be_had_are_one_line(data, tmp_path):
         ({"dp_max_grad_norm": 1.0}, "--dp-max-grad-norm belongs to DP-SGD; give --dp-epsilon or --dp-noise-multiplier too"),
         ({**both, "dp_noise_multiplier": 1.0}, "--dp-epsilon chooses the noise, and --dp-noise-multiplier states it; give one of them"),
         ({"dp_epsilon": 1.0}, r"DP-SGD promises \(epsilon, delta\); give --dp-delta, well below one over the number of images"),
-        ({**both, "dp_delta": 0.2}, "--dp-delta must be below 1/30, one over the number of images, to mean anything; got 0.2"),
-        ({**both, "kind": "vae"}, "DP-SGD is for denoisers, .* this trains a vae: leave out --dp-"),
-        ({**both, "kind": "vq"}, "DP-SGD is for denoisers, .* this trains a vq: leave out --dp-"),
+        ({**both, "dp_delta": 0.2}, "--dp-delta must be below one over 30, the number of images, to mean anything; got 0.2"),
+        ({**both, "kind": "vae"}, "DP-SGD is for denoisers, .* this trains a β-VAE: leave out --dp-"),
+        ({**both, "kind": "vq"}, "DP-SGD is for denoisers, .* this trains a VQ autoencoder: leave out --dp-"),
         ({**both, "mixed_precision": "bf16"}, "DP-SGD clips gradients in full precision; leave out --mixed-precision bf16"),
         ({**both, "validation": 0.2}, "DP-SGD does not protect the images that --validation sets aside; leave one of them out"),
-        ({**both, "batch_size": 31}, "drawn from 30 images, so --batch-size must be at most that; got 31"),
-        ({"dp_epsilon": 1e-9, "dp_delta": 1e-12}, "no noise is enough for --dp-epsilon 1e-09 at 6 steps"),
+        ({**both, "batch_size": 31}, "--batch-size of DP-SGD must be at most 30, the number of images; got 31"),
+        (
+            {"dp_epsilon": 1e-9, "dp_delta": 1e-12},
+            "no noise is enough for --dp-epsilon 1e-09 at 6 steps: raise --dp-epsilon, or lower --steps or --batch-size",
+        ),
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message) as caught:
             diffleak.train(config(data, tmp_path / "model", **change))
         assert "\n" not in str(caught.value)
+
+
+def test_where_coins_chose_the_images_the_limits_of_dp_are_half_of_all(data, tmp_path):
+    for change, must in (
+        ({"batch_size": 13}, "--batch-size of DP-SGD must be at most"),
+        ({"dp_delta": 0.2}, "--dp-delta must be below one over"),
+    ):
+        with pytest.raises(UserError, match=f"{must} 12.5, half of the images that coins were thrown for"):
+            plan_privacy(config(data, tmp_path, **{**NOISY, **change}), 12.5, 1)
 
 
 def test_several_processes_are_refused(data, tmp_path):

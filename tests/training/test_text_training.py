@@ -532,8 +532,12 @@ def test_a_model_of_flow_matching_may_draw_its_middle_less_and_others_may_not(ba
 def test_a_new_models_words_may_come_from_a_captions_file(codec, tmp_path):
     (tmp_path / "silent").mkdir()
     silent = image_folder(tmp_path / "silent", told=lambda i: {})
-    with pytest.raises(UserError, match="must have captions, from which a new model's tokenizer is built"):
+    built = "must have captions, from which a new model's tokenizer is built: "
+    with pytest.raises(UserError, match=f"silent {built}add a `text` to metadata.jsonl, or give --captions FILE"):
         diffleak.train(new(silent, tmp_path / "model", codec))
+    (tmp_path / "blank.json").write_text(json.dumps({"0.png": " "}))
+    with pytest.raises(UserError, match=f"blank.json {built}add them"):
+        diffleak.train(new(silent, tmp_path / "model", codec, captions=str(tmp_path / "blank.json")))
     folder = diffleak.train(new(silent, tmp_path / "model", codec, captions=str(captions_file(tmp_path / "texts.json")), steps=1))
     assert hub.load(folder, device="cpu").text.truncated(["umbrella with rain drops"]) == []
 
@@ -663,6 +667,11 @@ def test_given_teachers_of_another_base_are_refused(defended, bases, many, tmp_p
     for method in ("dual", "distill"):
         with pytest.raises(UserError, match="the two teachers must share their text encoders; theirs differ: fine-tune both from the same"):
             defend(defence(method, many, tmp_path / method, bases(), teachers=pair(defended / "teacher-1", stranger), train_size=None))
+    scheduler = tmp_path / "scheduled" / "scheduler" / "scheduler_config.json"
+    shutil.copytree(defended / "teacher-1", tmp_path / "scheduled")
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.03}))
+    with pytest.raises(UserError, match="student and teacher must have the same noise schedule; theirs differ: train both with"):
+        defend(defence("one-teacher", many, tmp_path / "scheduler", bases(), teachers=str(scheduler.parents[1]), train_size=None))
     with pytest.raises(UserError, match=r"student and teachers must share text encoders and autoencoder; .*stranger has others"):
         defend(defence("one-teacher", many, tmp_path / "one", bases(), teachers=str(stranger), train_size=None))
 
@@ -688,23 +697,33 @@ def test_settings_that_do_not_fit_a_text_model_are_one_line(bases, data, codec, 
             {"base": str(model_folder("pixels"))},
             "--base must be a text-to-image model with one denoiser and an autoencoder; .*pixels is none",
         ),
-        ({"base": str(tmp_path / "nowhere")}, "MODEL must be a diffusers folder, a hub id .*; found nothing at .*nowhere"),
+        ({"base": str(tmp_path / "nowhere")}, "(MODEL|--base) must be a diffusers folder, a hub id .*; found nothing at .*nowhere"),
         ({"base": None, "lora_rank": 2}, "--lora-rank belongs to text-to-image models; give --base MODEL too"),
         ({"base": None, "autoencoder": codec, "kind": "text-to-image", "lora_rank": 2}, "--lora-rank adapts a model that exists"),
         ({"base": None, "captions": "own"}, "--captions belongs to text-to-image models; give --base MODEL too, or leave it out"),
         ({"base": None, "kind": "vae", "diversify": True}, "--diversify belongs to text-to-image models"),
         ({"base": None, "kind": "text-to-image"}, "this has neither"),
         ({"autoencoder": codec}, "this has both"),
-        ({"model": NETWORK}, "model is for a new model, and .* has its own; leave it out"),
-        ({"scheduler": {"num_train_timesteps": 9}}, "scheduler is for a new model, and .* has its own; leave it out"),
+        (
+            {"model": NETWORK},
+            "model, a key of a preset .*, is for a new model, and .* has its own: leave it out, or give --preset fine-tune$",
+        ),
+        (
+            {"scheduler": {"num_train_timesteps": 9}},
+            "scheduler, .*, is for a new model, and .* has its own: leave it out, or give --preset fine-tune$",
+        ),
+        ({"model": NETWORK, "lora_rank": 2}, "model, .* has its own: leave it out, or give --preset lora$"),
+        ({"kind": "vae"}, "--base is a text-to-image model to fine-tune, and this trains a β-VAE: leave it out, or give another --preset"),
+        ({"kind": "vq", "captions": "own"}, "--base is a .*, and this trains a VQ autoencoder: leave it out"),
+        ({"base": None, "text_encoder": {"hidden_size": 8}}, "text_encoder is for a new text-to-image model: give --preset text, or"),
         ({"resize": 32}, "takes images of 16 x 16 RGB; give --resize 16, got 32"),
         ({"random_crops": 2}, "--random-crops cuts images that are resized; give --resize SIDE too"),
         ({"caption_dropout": 1.0}, "caption_dropout must be less than 1; got 1.0"),
         ({"lora_rank": 1000}, "--lora-rank must be at most 8, the width of the layers it adapts; got 1000"),
         ({"train_size": 4, "split": str(tmp_path / "split.json")}, "--split names the images to train on, and --train-size draws them"),
-        ({"kl_weight": 1.0}, "--kl-weight belongs to autoencoders, and this trains a text-to-image; leave it out"),
+        ({"kl_weight": 1.0}, "--kl-weight belongs to autoencoders, and this trains a text-to-image model; leave it out"),
         ({"lora_rank": 0}, "lora_rank must be at least 1; got 0"),
-        ({"dp_epsilon": 8.0, "dp_delta": 1e-3}, "DP-SGD is for denoisers.*this trains a text-to-image: leave out --dp-"),
+        ({"dp_epsilon": 8.0, "dp_delta": 1e-3}, "DP-SGD is for denoisers.*this trains a text-to-image model: leave out --dp-"),
         ({"captions": str(tmp_path / "none.json")}, "none.json must hold an object"),
         ({"captions": "swapped"}, "captions must be in a .json, .jsonl or .csv file; got swapped"),
     ]
@@ -723,7 +742,7 @@ def test_images_of_another_size_are_refused_unless_they_are_converted(bases, tmp
 
 
 def test_settings_that_do_not_fit_a_text_defence_are_one_line(bases, data, codec, tmp_path):
-    with pytest.raises(UserError, match="teachers and students are whole models; leave out --lora-rank"):
+    with pytest.raises(UserError, match="teachers and students are whole models: leave out lora_rank, and the preset lora"):
         defence("dual", data, tmp_path, bases(), lora_rank=2)
     with pytest.raises(UserError, match="must start from one model, as --base MODEL; train that first"):
         defence("dual", data, tmp_path, None, kind="text-to-image", autoencoder=codec)

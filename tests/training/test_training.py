@@ -67,7 +67,7 @@ def test_a_longer_run_continues_a_shorter_one_exactly(data, tmp_path):
     assert same(once, twice)
     records = [json.loads((folder / "train.json").read_text()) | {"output": ""} for folder in (once, twice)]
     assert records[0] == records[1] and records[1]["steps"] == 6, "the folder's record is that of the latest call"
-    with pytest.raises(UserError, match="already trained for 6 steps; --steps must be at least that"):
+    with pytest.raises(UserError, match="already trained for 6 steps, more than 3: ask for as many, or choose another -o"):
         diffleak.train(config(data, twice, steps=3, ema_decay=0.9))
 
 
@@ -178,7 +178,7 @@ def test_images_that_cannot_be_halved_often_enough_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("weight", "said"),
     [
-        (1e30, r"the loss is inf at step 0; lower learning_rate"),
+        (1e30, r"the loss is inf at step 0; lower --learning-rate"),
         (
             torch.nan,
             "the loss is nan before the first step: weight of the _Diverging holds NaN; start from a model whose weights are finite",
@@ -251,7 +251,9 @@ def test_a_damaged_checkpoint_is_moved_aside_and_training_begins_again_to_the_sa
         assert any(line.startswith(f"{checkpoint} is damaged (") and line.endswith(aside) for line in capsys.readouterr().err.splitlines())
         assert (twice / "checkpoint.damaged" / name).read_bytes() == broken
     (checkpoint / "state.pt").unlink()
+    capsys.readouterr()
     assert same(once, diffleak.train(config(data, twice, steps=4, ema_decay=0.9)))
+    assert f"{checkpoint} is damaged (sha256.json cannot be read, or names a file that is missing): it is now" in capsys.readouterr().err
 
 
 def test_a_planted_checkpoint_runs_no_code(data, tmp_path):
@@ -464,8 +466,11 @@ def test_images_of_an_autoencoder_need_not_be_square(tmp_path, kind):
 def test_settings_that_do_not_fit_the_kind_are_one_line(data, tmp_path, trained):
     _, folder = trained
     cases = [
-        ({"kind": "vae", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a vae; leave it out"),
-        ({"kind": "vq", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a vq; leave it out"),
+        ({"kind": "vae", "autoencoder": folder}, "--autoencoder is for a denoiser of latents, and this trains a β-VAE; leave it out"),
+        (
+            {"kind": "vq", "autoencoder": folder},
+            "--autoencoder is for a denoiser of latents, and this trains a VQ autoencoder; leave it out",
+        ),
         ({"autoencoder": folder, "flip": True}, "latents cannot be flipped like pixels; leave out --flip, or flip the images themselves"),
         ({"kind": "gan"}, "kind must be 'denoiser', 'vae', 'vq' or 'text-to-image'; got 'gan'"),
         ({"kl_weight": -1}, "kl_weight must be at least 0; got -1"),

@@ -37,7 +37,8 @@ def table(rows: list[dict[str, Any]]) -> Any:
         padding=(0, 1),
         title="queries: denoiser forwards per image, one timestep / the default sweep\n"
         f"default sweep: {written('timesteps', SWEEP)}, for flow matching {written('timesteps', FLOW_SWEEP)} of 1000 timesteps\n"
-        "each is also reported calibrated by the complexity of images, and two or more on 200 images a side combined",
+        "an audit also reports each one corrected for how simple the images are (calibrated) and, with 200 images or more on each side,\n"
+        "all in one logistic regression (combined; without gradient and the classifier of black_box)",
         title_justify="left",
     )
     for heading in ("attack", "access", "queries", "parameters", "source"):

@@ -222,7 +222,7 @@ class GeometryConfig(AuditConfig):
     FOLLOW = ["embedding data split members nonmembers output", "probes top attacks mask timesteps"]
     HELP = {
         "model": "A latent model: a diffusers folder, a hub id, or one file.",
-        "fast": "On accelerators use TF32 and channels last: faster, right to three digits. Default: neither (--exact).",
+        "fast": "On NVIDIA GPUs use TF32 and channels last: faster, right to three digits. Default: neither (--exact).",
         "data": "The images. --split says which of them are members.",
         "output": "The output folder.",
         "chunk_size": "Images per file ({default}).",

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffleak import hub
 from diffleak.auditing.config import AuditConfig
-from diffleak.config import BASE
+from diffleak.config import BASE, is_hub_id, no_model
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.preconditioning import ROUNDING
 from diffleak.diffusion.target import Target
@@ -22,12 +22,14 @@ from diffleak.errors import UserError
 
 
 def load_reference(config: AuditConfig, target: Target) -> Target | None:
-    """The reference model that a config names, None without one."""
+    """The reference model that a config names, None without one; raises `UserError` for one that is not there."""
     if config.reference is None:
         return None
     own = config.reference == BASE
     network, weights = (config.network, config.weights) if own else (None, None)
     model = config.model if own else config.reference
+    if not own and not os.path.exists(model) and not is_hub_id(model):
+        raise no_model(model, "--reference")
     settings = config.model_config_ if os.path.isfile(model) else None
     fast = config.FAST if config.fast is None else config.fast
     return hub.load(

@@ -273,7 +273,7 @@ def one_source(source: ImageSource, split: Path, limit: int | None = None, seed:
     """Both sides from one source, as a split file says."""
     listed = read_split(split, source)
     if not listed[1]:
-        raise UserError(f'{split} must name held-out images under "nonmembers"; it has none')
+        raise UserError(f"{split} must name held-out images; it has none")
     sides = [_positions(source, ids, limit, seed) for ids in listed]
     return _cohort((source, source), sides, ("", ""), (f"{source.name} [{split}: members]", f"{source.name} [{split}: nonmembers]"))
 

@@ -19,6 +19,7 @@ from diffleak.work.reading import opened
 
 MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
 SKIP_HINT = ", or leave it out with --skip-unreadable"
+WITHOUT_HINT = lambda error: str(error).replace(SKIP_HINT, "")  # for commands without that flag
 ORIENTATION = 0x0112
 SAMPLE_BITS = 258  # the TIFF tag BitsPerSample
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {

@@ -227,7 +227,9 @@ def number(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[list[Num
     differ = sorted(name for name in names.keys() & texts.keys() if names[name] != texts[name])
     if differ:
         first = differ[0]
-        raise UserError(f"members and held-out images must number a class alike; {shown(first)} is {names[first]} and {texts[first]}")
+        raise UserError(
+            f"{' and '.join(side.name for side in sides)} must number a class alike; {shown(first)} is {names[first]} and {texts[first]}"
+        )
     numbers: list[Numbers] = []
     origins = []
     for side in sides:
@@ -403,7 +405,7 @@ def _refuse_contradiction(side: Side, numbers: Numbers, names: Mapping[str, int]
         for part in folder.split("/"):
             if names.get(part, numbers[row]) != numbers[row]:
                 raise UserError(
-                    f"members and held-out images must number a class alike; {shown(side.ids[row])} of the {side.name} has the label "
+                    f"both sides must number a class alike; {shown(side.ids[row])} of the {side.name} has the label "
                     f"{numbers[row]} by {side.labels.origin}, and the folder {shown(part)} of the other side is {names[part]}: "
                     "give both a `label`"
                 )

@@ -7,7 +7,7 @@ from typing import Any
 from diffleak.data.captions import IDS, read_captions
 from diffleak.data.image_source import not_blank
 from diffleak.data.names import spelling
-from diffleak.errors import WHY, UserError, refusing, unknown
+from diffleak.errors import WHY, UserError, listed, refusing
 from diffleak.work.reading import found_at, load_lines, load_table, load_text, opened_parquet
 
 COLUMNS = ("text", "caption", "prompt")
@@ -75,7 +75,9 @@ def _first_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
 
 
 def _without_prompts(path: Path, columns: Iterable[str]) -> UserError:
-    return unknown(f"layout of {path}: the prompts must be in a column", COLUMNS[0], columns)
+    *first, last = COLUMNS
+    must = f"{path} must have its prompts in a column {', '.join(first)} or {last}"
+    return UserError(f"{must}; it has {listed(columns, 120) or 'none'}: rename the one that is meant")
 
 
 def _first_of_each(prompts: Iterable[tuple[str | int, str]]) -> list[str]:

@@ -143,7 +143,6 @@ def scan(
         raise UserError(
             f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
-            + (", --buckets SIDE brings each to its aspect-ratio bucket" if captions is not None and not cohort.anonymous else "")
         )
     kept = cohort.only(readable)
     hashes, features, complexities = hashes[: len(kept)], features[: len(kept)], complexities[: len(kept)]

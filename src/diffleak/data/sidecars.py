@@ -34,11 +34,16 @@ class Sidecars:
         """How many files of which ending there are, in words; nothing where there are none."""
         counts = Counter(path.suffix for paths in self.of for path in paths)
         kinds = [f"{counts[ending]:,} {ending} file{'s' * (counts[ending] != 1)}" for ending in ENDINGS if counts[ending]]
-        return " and ".join(kinds) + (f" ({self.empty:,} of them empty)" if self.empty and kinds else "")
+        return " and ".join(kinds) + (f" ({self.empty:,} empty)" if self.empty and kinds else "")
 
     @property
     def used(self) -> str:
-        """The same where the captions are taken from them, with how many have several lines; reads them all, and never raises."""
+        """The same where the captions are taken from them, with how many have several lines; nothing where all are empty.
+
+        Reads them all, and never raises.
+        """
+        if self.empty == sum(map(len, self.of)):
+            return ""
 
         def several(paths: tuple[Path, ...]) -> bool:
             try:

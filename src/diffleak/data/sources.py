@@ -179,7 +179,7 @@ def _said_in_folder(path: Path, ids: tuple[str, ...], sidecars: Sidecars) -> Sai
         return Said(sidecars.used, in_folders, "its metadata cannot be used")
     of = lambda *columns: {row.file for row in rows if any(row.values.get(column) not in (None, "", []) for column in columns)}
     captions, labels = of(*CAPTION_COLUMNS, "captions"), of("label")
-    beside = f"{sidecars.counted} beside them are not read" if captions and sidecars.counted else ""
+    beside = f"{sidecars.counted} beside them not read" if captions and sidecars.counted else ""
     named = lambda files: files.pop().name if len(files) == 1 else f"{len(files):,} metadata files" if files else ""
     return Said(named(captions) or sidecars.used, named(labels) or in_folders, beside)
 

@@ -72,7 +72,7 @@ class DefendConfig(TrainConfig):
             which = "--validation" if self.validation else "DP-SGD"
             raise ValueError(f"{which} is another defence to compare with, not a part of this one; train it by diffleak train")
         if self.lora_rank:
-            raise ValueError("teachers and students are whole models; leave out --lora-rank")
+            raise ValueError("teachers and students are whole models: leave out lora_rank, and the preset lora")
         if self.teachers and self.group is not None:
             raise ValueError("--group draws the halves, and --teachers were trained on theirs: leave out --group")
         if self.kind == "text-to-image" and not self.base:

@@ -72,7 +72,10 @@ def _refuse_other_kind(config: DefendConfig) -> None:
     path = config.output / FILE
     two = Split.read(path).halves is not None if path.exists() else config.method != "one-teacher"
     if two != (config.method != "one-teacher"):
-        raise UserError(f"{config.output} holds a defence with {'two teachers' if two else 'one teacher'}; choose another -o")
+        held = f"a defence with {'two teachers' if two else 'one teacher'}"
+        if not two and not any((config.output / name).is_dir() for name in ("teacher", "student")):
+            held = f"a {FILE} that no defence wrote"
+        raise UserError(f"{config.output} holds {held}; choose another -o")
 
 
 def _held_out(config: DefendConfig, members: Set[str], ids: Ids) -> Ids:

@@ -77,20 +77,19 @@ class Dual(Denoiser, wrapper=True):
         return self.teachers[self.turn(t)](x_t, t, cond)
 
 
-def refuse_incompatible(one: Denoiser, other: Denoiser) -> None:
-    """Raises `UserError` unless two models share schedule, prediction type and classes, as models that take turns must."""
+def refuse_incompatible(one: Denoiser, other: Denoiser, who: str = "the two teachers") -> None:
+    """Raises `UserError` unless two models share schedule, prediction type and classes; `who` they are, in words.
+
+    Models that take turns must, and a teacher and its student.
+    """
     tables = [(getattr(one.schedule, name), getattr(other.schedule, name)) for name in ("alphas_cumprod", "times")]
     if not all(np.array_equal(*pair) for pair in tables):
-        raise UserError("the two teachers must have the same noise schedule; theirs differ: train both with the same settings")
+        raise UserError(f"{who} must have the same noise schedule; theirs differ: train both with the same settings")
     if isinstance(one, NetworkDenoiser) and isinstance(other, NetworkDenoiser):
         for name in ("prediction_type", "classes"):
             pair = getattr(one, name), getattr(other, name)
             if pair[0] != pair[1]:
                 what = name.replace("_", " ")
-                raise UserError(
-                    f"the two teachers must have the same {what}; got {pair[0]} and {pair[1]}: train both with the same settings"
-                )
+                raise UserError(f"{who} must have the same {what}; got {pair[0]} and {pair[1]}: train both with the same settings")
         if one.precondition and not one.precondition.equals(other.precondition):
-            raise UserError(
-                "the two teachers must have the same sigma_data and prediction type; theirs differ: train both with the same settings"
-            )
+            raise UserError(f"{who} must have the same sigma_data and prediction type; theirs differ: train both with the same settings")

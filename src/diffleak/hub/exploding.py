@@ -61,7 +61,7 @@ def exploding(scheduler: Any, folder: Path) -> Exploding | None:
     some = ", ".join(f"{sigmas[t]:.3g} at {t}" for t in (0, 10, 100, 300) if t < len(sigmas))
     warnings.warn(
         f"the schedule is {name}, whose timesteps have other noise than those of DDPM: sigma is {some}, and {sigmas[-1]:.4g} at the end, "
-        f"for images in [-1, 1]{' (the network takes them in [0, 1])' if unit_range else ''}; choose --timesteps by these values",
+        f"for images in [-1, 1]{' (the network takes them in [0, 1])' if unit_range else ''}; in audits choose --timesteps by these values",
         stacklevel=2,
     )
     return Exploding(Schedule.exploding(sigmas, times.numpy()), precondition)

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -168,7 +169,7 @@ def load(
     if not network_folder.is_dir() and autoencoder_folder(folder):
         raise UserError(
             f"{folder} holds an autoencoder, but no denoiser (unet/ or transformer/); "
-            f"train one: diffleak train --preset latent --autoencoder {folder}"
+            f"train one: diffleak train --preset latent --autoencoder {shlex.quote(str(folder))} --data DATA -o OUT"
         )
     second = network_folder.with_name(network_folder.name + SECOND)
     if (network, weights) != (None, None) and second.is_dir():

@@ -8,8 +8,10 @@ wrote (model.safetensors or pytorch_model.bin), or one file of weights. Without 
 """
 
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from diffleak.errors import UserError, shown
@@ -22,7 +24,8 @@ from diffleak.work.reading import STATE_DICTS
 ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
 WHOLE_KEYS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")  # of all of a model in one file
 ORIGINAL_KEYS = ("input_blocks.", "double_blocks.", "joint_blocks.", "single_blocks.")  # of a denoiser in the layout of its first code
-DEEPSPEED = ("zero_to_fp32.py", "*mp_rank_*_model_states.pt", "*/*mp_rank_*_model_states.pt", "*zero_pp_rank_*", "*/*zero_pp_rank_*")
+TO_FP32 = "zero_to_fp32.py"  # DeepSpeed leaves it in a checkpoint
+DEEPSPEED = (TO_FP32, "*mp_rank_*_model_states.pt", "*/*mp_rank_*_model_states.pt", "*zero_pp_rank_*", "*/*zero_pp_rank_*")
 FSDP = ("*.distcp", "*/*.distcp")
 CLASS = "_class_name"
 SAME = (CLASS, "in_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "addition_embed_type")
@@ -94,8 +97,10 @@ def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]
             "give the model that it was made for"
         )
     elif any(Path(name).stem in ADAPTER_FILES for name in names):
-        raise UserError(f"--network must be a whole denoiser; {path} is a LoRA: use --lora {path}")
-    elif chosen(copies(names)) is None and (layout := _sharded_by_trainer(path)):
+        raise UserError(f"--network must be a whole denoiser; {path} is a LoRA: use --lora {shlex.quote(str(path))}")
+    elif chosen(copies(name for name in names if not any(fnmatch(name, each) for each in DEEPSPEED))) is None and (
+        layout := _sharded_by_trainer(path)
+    ):
         raise UserError(f"--network must be a whole denoiser; {path} is {layout}, and give OUT")
     elif (path / "config.json").is_file():
         taken = _wanted(path, want)
@@ -105,7 +110,12 @@ def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]
         taken = find(path, config=own / "config.json")
         more = sorted(entry.name for each in SAVED_TOO for entry in path.glob(each) if entry.suffix in (SAFE, *STATE_DICTS))
         said = (
-            [f"{path.name}/ holds {taken.files[0].name} and {more[0]}; the first is measured: name the file to measure it"] if more else []
+            [
+                f"{path.name}/ holds {taken.files[0].name} and {more[0]}; the first is measured: to measure the other, give its file as "
+                "--network"
+            ]
+            if more
+            else []
         )
     _refuse_others(taken, own)
     return taken, said
@@ -125,7 +135,7 @@ def _refuse_others(taken: Weights, own: Path) -> None:
     """Raises `UserError` for weights that are no denoiser in diffusers' layout, or one of another kind than MODEL's."""
     names = [*header(taken.files[0])]
     if adapter_weight(names):
-        raise UserError(f"--network must be a whole denoiser; {taken.place} is a LoRA: use --lora {taken.place}")
+        raise UserError(f"--network must be a whole denoiser; {taken.place} is a LoRA: use --lora {shlex.quote(str(taken.place))}")
     if _begins(names, WHOLE_KEYS):
         raise UserError(f"--network must be a denoiser alone; {taken.place} is a whole model in one file: give it as MODEL")
     converted = (
@@ -155,7 +165,13 @@ def _begins(names: Iterable[str], prefixes: tuple[str, ...]) -> bool:
 def _sharded_by_trainer(path: Path) -> str | None:
     """The kind of sharded checkpoint in a folder that only its trainer can merge, with the command for that; None for others."""
     if any(any(path.glob(each)) for each in DEEPSPEED):
-        return f"a DeepSpeed checkpoint: merge it with `python zero_to_fp32.py {shown(path, LONGEST_PATH)} OUT`"
+        whole = next((each for each in (path, path.parent) if (each / TO_FP32).is_file()), path)
+        return f"a DeepSpeed checkpoint: merge it with `python {_typed(whole / TO_FP32)} {_typed(whole)} OUT`"
     if any(any(path.glob(each)) for each in FSDP):
-        return f"an FSDP checkpoint: merge it with `accelerate merge-weights {shown(path, LONGEST_PATH)} OUT`"
+        return f"an FSDP checkpoint: merge it with `accelerate merge-weights {_typed(path)} OUT`"
     return None
+
+
+def _typed(path: Path) -> str:
+    """A path as a shell reads it."""
+    return shlex.quote(shown(path, LONGEST_PATH))

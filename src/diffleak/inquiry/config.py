@@ -34,6 +34,7 @@ class InquireConfig(AuditConfig):
     }
     FOLLOW = ["embedding images control output", "captions repeats"]
     HELP = {
+        "group": "A column of the metadata, such as person: groups are tested then, not images.",
         "reference": "Also try the scores minus those of this model; 'base' is MODEL without its --lora and --embedding.",
         "captions": "Text-to-image models: own (default if all images on both sides have one), empty (default if not), fixed:TEXT, a file.",
         "complexity": "Also try the scores corrected for how simple each image is.",

@@ -19,6 +19,7 @@ class LoraConfig(DataConfig):
     FOLLOW = ["threads exif"]
     NO_FLAG = {"adapters"}
     LEAST = {"draws": 1, "draw_steps": 1}
+    HELP = {"ignore_model_split": "Go on although the split.json beside an adapter contradicts --pictures or --held-out."}
 
     base: Name = Field(description="The text-to-image model that the adapters were made for: a folder, a hub id, or one file.")
     adapters: Name = Field(description="The adapters: one file or folder, or a quoted pattern such as 'out/*.safetensors'.")
@@ -42,7 +43,7 @@ class LoraConfig(DataConfig):
         le=1,
         allow_inf_nan=False,
         description="With --held-out: the limit for a checkpoint to be published, on the upper end of every AUC beyond BASE ({default}). "
-        "It takes about 80 images per side.",
+        "With fewer than about 80 images on a side no checkpoint can meet 0.6.",
     )
     draws: Annotated[int, Flag("-n")] = Field(DRAWS, ge=1, description="Without --held-out: images to draw for each caption ({default}).")
     draw_steps: int = Field(DRAW_STEPS, ge=1, description="Without --held-out: sampler steps per drawing ({default}).")

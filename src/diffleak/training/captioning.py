@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from diffleak.config import build
+from diffleak.data.decoding import WITHOUT_HINT, UnreadableImage
 from diffleak.data.image_source import ImageSource, Texts, texts_of
 from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit
@@ -117,7 +118,8 @@ def write_captions(config: CaptionConfig, source: ImageSource) -> Path:
     with progress("captioning", len(wanted), "images", len(wanted) - len(left)) as advance:
         for start in range(0, len(left), config.batch_size):
             batch = left[start : start + config.batch_size]
-            images = [source.read(position[image_id]) for image_id in batch]
+            with refusing(UnreadableImage, WHY, WITHOUT_HINT):
+                images = [source.read(position[image_id]) for image_id in batch]
             own = [tuple(own_texts.get(image_id, ())[:1]) for image_id in batch]
             others = _others(model, images, batch, own, n, seed)
             texts = [{"file_name": i, "text": [*a, *b]} for i, a, b in zip(batch, own, others, strict=True)]
@@ -131,7 +133,8 @@ def _check(source: ImageSource, rows: Sequence[int], decoding: Decoding) -> None
     tally = Tally().with_left_out([source.left_out])
     with progress("checking images", len(rows), "images") as advance:
         for row in rows:
-            tally = tally.plus(source.decoded(row).notes)
+            with refusing(UnreadableImage, WHY, WITHOUT_HINT):
+                tally = tally.plus(source.decoded(row).notes)
             advance(1)
     tally.refuse(source.name, decoding)
     if images := tally.described(decoding):

@@ -10,6 +10,7 @@ from diffleak.data.config import SPLIT_FILES, Data, DataConfig
 from diffleak.errors import UserError, unknown
 
 TEXT_ONLY = ("base", "model_config_", "lora_rank", "captions", "diversify", "caption_dropout", "random_crops", "text_encoder")
+KINDS = {"denoiser": "denoiser", "vae": "β-VAE", "vq": "VQ autoencoder", "text-to-image": "text-to-image model"}  # for messages
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -111,14 +112,21 @@ class TrainConfig(DataConfig):
                 "--validation takes images out of those that the coins chose, so they are no fair coins; leave out one of them"
             )
         if self.kl_weight != type(self).model_fields["kl_weight"].default and self.kind not in ("vae", "vq"):
-            raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {self.kind}; leave it out")
+            raise ValueError(f"--kl-weight belongs to autoencoders, and this trains a {KINDS[self.kind]}; leave it out")
         if self.timesteps != "uniform" and self.kind in ("vae", "vq"):
-            raise ValueError(f"--timesteps is for denoisers of flow matching, and this trains a {self.kind}; leave it out")
+            raise ValueError(f"--timesteps is for denoisers of flow matching, and this trains a {KINDS[self.kind]}; leave it out")
         if self.autoencoder and self.kind in ("vae", "vq"):
-            raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {self.kind}; leave it out")
+            raise ValueError(f"--autoencoder is for a denoiser of latents, and this trains a {KINDS[self.kind]}; leave it out")
         if self.kind == "text-to-image":
             return self._text_fits()
+        if self.base:
+            raise ValueError(
+                f"--base is a text-to-image model to fine-tune, and this trains a {KINDS[self.kind]}: leave it out, or give another "
+                "--preset"
+            )
         given = [key for key in TEXT_ONLY if getattr(self, key) != type(self).model_fields[key].default]
+        if given == ["text_encoder"]:
+            raise ValueError("text_encoder is for a new text-to-image model: give --preset text, or leave it out")
         if given:
             raise ValueError(f"{flag(given[0].rstrip('_'))} belongs to text-to-image models; give --base MODEL too, or leave it out")
         if self.autoencoder and self.flip:
@@ -131,7 +139,11 @@ class TrainConfig(DataConfig):
             raise ValueError(f"a text-to-image model is a --base MODEL that exists, or new for an --autoencoder FOLDER; this {what}")
         if self.base and (self.model or self.text_encoder or self.scheduler):
             key = "model" if self.model else "text_encoder" if self.text_encoder else "scheduler"
-            raise ValueError(f"{key} is for a new model, and {self.base} has its own; leave it out")
+            preset = "lora" if self.lora_rank else "fine-tune"
+            raise ValueError(
+                f"{key}, a key of a preset or of -C FILE, is for a new model, and {self.base} has its own: leave it out, or give "
+                f"--preset {preset}"
+            )
         if self.model_config_ and not self.base:
             raise ValueError("--model-config has the settings of a --base in one file; give --base FILE too, or leave it out")
         if self.random_crops and not self.resize:
@@ -148,7 +160,7 @@ class TrainConfig(DataConfig):
     @model_validator(mode="after")
     def _early_stopping_fits(self) -> "TrainConfig":
         if self.validation and self.kind in ("vae", "vq"):
-            raise ValueError(f"--validation is for denoisers, and this trains a {self.kind}; leave it out")
+            raise ValueError(f"--validation is for denoisers, and this trains a {KINDS[self.kind]}; leave it out")
         if self.patience and not self.validation:
             raise ValueError("--patience counts checks of the validation loss; give --validation FRACTION too")
         return self
@@ -165,7 +177,9 @@ class TrainConfig(DataConfig):
         if self.dp_delta is None:
             raise ValueError("DP-SGD promises (epsilon, delta); give --dp-delta, well below one over the number of images")
         if self.kind != "denoiser":
-            raise ValueError(f"DP-SGD is for denoisers, whose loss is a sum over images; this trains a {self.kind}: leave out --dp-*")
+            raise ValueError(
+                f"DP-SGD is for denoisers, whose loss is a sum over images; this trains a {KINDS[self.kind]}: leave out --dp-*"
+            )
         if self.mixed_precision != "no":
             raise ValueError(f"DP-SGD clips gradients in full precision; leave out --mixed-precision {self.mixed_precision}")
         if self.validation:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from diffleak.data.captions import read_captions
-from diffleak.data.decoding import SKIP_HINT, UnreadableImage
+from diffleak.data.decoding import WITHOUT_HINT, UnreadableImage
 from diffleak.data.draw import choose_members, keyed_order, toss
 from diffleak.data.image_source import ImageSource, Texts
 from diffleak.data.labels import ClassNames, Side, names_of, number
@@ -20,8 +20,6 @@ from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.training.config import TrainConfig
 from diffleak.work.progress import progress, say
-
-WITHOUT_HINT = lambda error: str(error).replace(SKIP_HINT, "")  # which no flag of training follows
 
 
 @dataclass(frozen=True, eq=False)

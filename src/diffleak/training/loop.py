@@ -142,7 +142,9 @@ class Loop:
         if checkpoint.exists():
             self._load_checkpoint(checkpoint)
         if self.step > config.steps:
-            raise UserError(f"{folder} is already trained for {self.step} steps; --steps must be at least that, got {config.steps}")
+            raise UserError(
+                f"{folder} is already trained for {self.step} steps, more than {config.steps}: ask for as many, or choose another -o"
+            )
         with progress("training", config.steps, "steps", done=self.step) as advance:
             while self.step < config.steps and not (self.stopping and self.stopping.finished):
                 self.recent.append(self._one_step())
@@ -246,12 +248,13 @@ def _verify(checkpoint: Path) -> None:
     if not (checkpoint / SUMS).exists():
         return
     try:
-        odd = next((file for file, digest in load_json(checkpoint / SUMS).items() if hash_file(checkpoint / file) != digest), None)
-    except (OSError, ValueError, AttributeError):  # a file is missing, or the list itself is damaged
-        odd = SUMS
+        changed = (file for file, digest in load_json(checkpoint / SUMS).items() if hash_file(checkpoint / file) != digest)
+        odd = next((f"{file}: its checksum is not that of its content" for file in changed), None)
+    except (OSError, ValueError, AttributeError):
+        odd = f"{SUMS} cannot be read, or names a file that is missing"
     if odd:
         aside = set_aside(checkpoint).name
-        say(f"{checkpoint} is damaged ({odd}: its checksum is not that of its content): it is now {aside}, and training begins again")
+        say(f"{checkpoint} is damaged ({odd}): it is now {aside}, and training begins again")
 
 
 def _mean(losses: list[float]) -> float:

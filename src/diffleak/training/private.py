@@ -67,13 +67,12 @@ def plan_privacy(config: TrainConfig, n: int | float, processes: int) -> Privacy
         import opacus  # noqa: F401
     if processes > 1:
         raise UserError(f"DP-SGD runs in one process, which draws each batch and its noise once; got {processes}")
+    of = f"{n:.10g}, {'half of the images that coins were thrown for' if isinstance(n, float) else 'the number of images'}"
     if config.batch_size > n:
-        raise UserError(
-            f"the batches of DP-SGD are drawn from {n:.10g} images, so --batch-size must be at most that; got {config.batch_size}"
-        )
+        raise UserError(f"--batch-size of DP-SGD must be at most {of}; got {config.batch_size}")
     assert config.dp_delta is not None
     if config.dp_delta >= 1 / n:
-        raise UserError(f"--dp-delta must be below 1/{n:.10g}, one over the number of images, to mean anything; got {config.dp_delta:g}")
+        raise UserError(f"--dp-delta must be below one over {of}, to mean anything; got {config.dp_delta:g}")
     rate = config.batch_size / n
     sigma = config.dp_noise_multiplier or _noise_multiplier(config, rate)
     return Privacy(sigma, config.dp_max_grad_norm or 1.0, rate, config.dp_delta)
@@ -85,7 +84,8 @@ def _noise_multiplier(config: TrainConfig, rate: float) -> float:
 
     assert config.dp_epsilon is not None and config.dp_delta is not None
     budget = {"target_epsilon": config.dp_epsilon, "target_delta": config.dp_delta, "epsilon_tolerance": config.dp_epsilon / 1000}
-    message = f"no noise is enough for --dp-epsilon {config.dp_epsilon:g} at {config.steps} steps; raise one, lower other"
+    advice = "raise --dp-epsilon, or lower --steps or --batch-size"
+    message = f"no noise is enough for --dp-epsilon {config.dp_epsilon:g} at {config.steps} steps: {advice}"
     with refusing(ValueError, message), _quiet():
         sigma = get_noise_multiplier(**budget, sample_rate=rate, steps=config.steps, accountant="rdp", alphas=list(ORDERS))
     return ceil(sigma * 1e4) / 1e4

@@ -66,7 +66,7 @@ def refuse_divergence(loss: float, step: int, learning_rate: float, module: torc
         return
     if step == 0 and (broken := broken_weight(*module.children(), module)):
         raise UserError(f"the loss is {loss} before the first step: {broken}; start from a model whose weights are finite numbers")
-    raise UserError(f"the loss is {loss} at step {step}; lower learning_rate ({learning_rate}) and start in a new folder")
+    raise UserError(f"the loss is {loss} at step {step}; lower --learning-rate ({learning_rate}) and start in a new folder")
 
 
 def keyed(*numbers: int) -> Generator:

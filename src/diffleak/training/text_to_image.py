@@ -135,7 +135,9 @@ def _new_base(config: TrainConfig) -> Any:
     source, codec = open_source(config.data, config.decoding), hub.load_codec(config.autoencoder)
     texts = [text for texts in captions_of(source, config).values() for text in texts]
     if not texts:
-        raise UserError(f"{config.data} must have captions, from which a new model's tokenizer is built: add a `text` to metadata.jsonl")
+        own = config.captions in (None, "own")
+        where, do = (config.data, "add a `text` to metadata.jsonl, or give --captions FILE") if own else (config.captions, "add them")
+        raise UserError(f"{where} must have captions, from which a new model's tokenizer is built: {do}")
     latent = hub.latent_shape(codec, training_shape(source, config, codec.network.config.in_channels))
     shape = {"sample_size": latent.height, "in_channels": latent.channels, "out_channels": latent.channels}
     torch.manual_seed(config.seed)
@@ -219,7 +221,7 @@ def _teachers(lesson: Lesson, folder: Path, target: Target) -> tuple[torch.nn.Mo
         teacher = hub.load(path, device=target.device)
         if not isinstance(teacher.denoiser, NetworkDenoiser) or teacher.text is None:
             raise UserError(f"a teacher must be one text-to-image model like its student; {path} is none")
-        refuse_incompatible(target.denoiser, teacher.denoiser)
+        refuse_incompatible(target.denoiser, teacher.denoiser, "student and teacher")
         same = hub.text_fingerprint(path) == hub.text_fingerprint(folder)
         if not same or hub.codec_fingerprint(path) != hub.codec_fingerprint(folder) or teacher.shape != target.shape:
             raise UserError(
