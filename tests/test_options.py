@@ -90,6 +90,23 @@ def test_a_command_says_in_its_first_sentence_what_it_does(command):
     assert re.match(r"[A-Z][^.?:]+[.?:]", said) and len(said) <= 130, said
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "said", "unsaid"),
+    [
+        ("inquire", "group", "groups are tested", "rates"),  # an inquiry has p-values
+        ("lora", "ignore_model_split", "beside an adapter", "MODEL"),  # which `lora` calls BASE
+        ("lora", "max_excess_auc", "With fewer than about 80 images on a side no checkpoint can meet 0.6", "It takes"),
+        ("audit", "fast", "On NVIDIA GPUs", "On accelerators"),  # `faster_ways` does nothing on others
+        ("geometry", "fast", "On NVIDIA GPUs", "On accelerators"),
+        ("train", "preset", "Default: small; with --base fine-tune, or lora with --lora-rank; with -C FILE none", "small (default)"),
+        ("defend", "preset", "small (default; fine-tune with --base, none with -C FILE)", "small (default)"),
+    ],
+)
+def test_a_help_text_says_what_is_true_of_its_command(command, option, said, unsaid):
+    text = parameters(command)[option].help
+    assert said in text and unsaid not in text
+
+
 def test_every_name_that_a_class_places_in_the_help_is_a_setting_or_an_option_of_its_commands():
     known: dict[type, set[str]] = {}
     for command in CONFIGS:
