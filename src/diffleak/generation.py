@@ -37,7 +37,7 @@ from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once, si
 from diffleak.errors import SettingError, UserError
 from diffleak.records.quality import DRAWN as FOLDER
 from diffleak.work.files import check_seal, write_text
-from diffleak.work.folder import UNKNOWN, Change, Folder, chunk_file, cut, deal, in_chunks, set_aside
+from diffleak.work.folder import UNKNOWN, Change, Folder, another, chunk_file, cut, deal, in_chunks, set_aside
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_npy, load_text
 from diffleak.work.shares import Share
@@ -412,7 +412,7 @@ class Drawings:
         """Makes the folder that of these drawings; raises `UserError` for one of other drawings, or of something else."""
 
         def refusal(changed: Sequence[Change]) -> str:
-            key, before, now = changed[0]
+            key, before, _ = changed[0]
             if key == "holds":
                 return f"{self.path} must be a folder of drawings, and its plan.json is another command's; choose another --drawings"
             if key == "anonymous":
@@ -421,8 +421,7 @@ class Drawings:
                     f"{self.path} holds drawings of {whose}; "
                     "choose another --drawings, or give both commands --anonymous and one --anonymous-key FILE"
                 )
-            said = key.replace("_", " ")
-            return f"{self.path} holds drawings made with {said} {before}, now it is {now}; choose another --drawings"
+            return f"{self.path} holds drawings made with {another(changed[0])}; choose another --drawings"
 
         unnamed = None
         if self.plan["model_fingerprint"] == UNKNOWN:

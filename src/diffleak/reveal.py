@@ -47,10 +47,13 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
     key = read_key(key_file or next((given for _, given in recorded.values() if given), folder / FILE))
     if names != {key.name}:
         raise UserError(f"{key.path} is not the key that {folder} was made with; give that one with --anonymous-key FILE")
+    plan = read_plan(folder)
+    if plan and plan.n_members and not any((folder / name).is_file() for name in ("audit.json", INQUIRY)):
+        raise UserError(f"{folder} is not finished: repeat its command, it resumes")
     with refusing(UserError, f"the images of {folder} are not where the run read them ({WHY}); put them back"):
         cohorts = list(_cohorts(folder, set(recorded)))
         keys = sorted({image_id for cohort in cohorts for image_id in cohort.keys})
-        column = plan.group if (plan := read_plan(folder)) else None
+        column = plan.group if plan else None
         groups = sorted({group for cohort in cohorts for group in groups_of(cohort, column)}) if column is not None else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -92,6 +95,4 @@ def _cohorts(folder: Path, parts: set[str]) -> Iterator[Cohort]:
     elif (folder / INQUIRY).is_file():
         yield inquired(build(InquireConfig, read_inquiry(folder).settings))
     elif plan := read_plan(folder):
-        if plan.n_members:
-            raise UserError(f"{folder} is not finished: repeat its command, it resumes")
         yield images_alone(open_source(plan.nonmembers))

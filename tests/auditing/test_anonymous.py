@@ -486,3 +486,17 @@ def test_messages_about_a_value_or_a_label_of_an_anonymous_image_name_no_file(tm
                 message()
             assert ("patient_" in str(said.value)) == shown, said.value
             assert shown or any(image_id in str(said.value) for image_id in cohort.ids)
+
+
+@pytest.mark.parametrize("key", ["shared", "own"])
+def test_a_run_that_is_not_finished_is_not_said_to_miss_its_images(capsys, model_folder, pictures, tmp_path, key):
+    own, folder = made(tmp_path / "shared.key"), tmp_path / "run"
+    audit(model_folder(), output=folder, anonymous=True, anonymous_key=own, **given(pictures, attacks="sima", limit=11))
+    for name in ("audit.json", "digests.json"):
+        (folder / name).unlink()
+    flags = ("--anonymous-key", own)
+    if key == "own":
+        own.rename(folder / FILE)
+        flags = ()
+    line = refused(capsys, "reveal", folder, *flags)
+    assert "is not finished: repeat its command, it resumes" in line and "are not where" not in line

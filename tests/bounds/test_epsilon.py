@@ -125,7 +125,9 @@ def test_images_that_share_a_coin_are_left_out(run):
     assert (record.shared_coins, record.units + record.calibrate_units) == (100, IMAGES - 100)
     assert any("100 images shared their coin" in line for line in record.warnings)
     edit(run, drawn=drawn(together=[list(ids[:950])]))
-    with pytest.raises(UserError, match=r"at least 20 images with coins of their own .* has 10 .950 of its 1,000"):
+    with pytest.raises(
+        UserError, match=r"at least 20 images with coins of their own must be in the calibrate part.* in .* there are 10 .950 of its 1,000"
+    ):
         diffleak.epsilon(run)
 
 
@@ -244,3 +246,9 @@ def test_sides_that_differ_without_the_model_are_invalid_whatever_was_allowed(ru
     edit(run, blind=blind, settings={"model": "m", "allow_shift": True})
     code, _, err = call(capsys, "epsilon", run)
     assert code == 4 and "differ without the model" in err
+
+
+def test_the_level_of_a_broken_promise_is_not_rounded_to_certainty(run, capsys):
+    edit(run, promise={"epsilon": 0.1, "delta": 1e-5, "autoencoder": None})
+    code, _, err = call(capsys, "epsilon", run, "--level", "0.999")
+    assert code == 3 and "(99.9 %) at delta" in err

@@ -66,11 +66,12 @@ def test_copies_across_the_sides_are_listed_and_exact_ones_are_invalid(sides, ca
     image.save(members / "again.png")
     code, out, err = call(capsys, "check", "--members", "m", "--nonmembers", "n", "-o", "out", "--json")
     said, found = json.loads(out), json.loads(out)["duplicates"]
-    assert code == 4 and not said["valid"] and "would be invalid" in err and "same.bmp" in err
+    assert code == 4 and not said["valid"] and "would be refused" in err and "same.bmp" in err
     assert (found["exact_across"], found["near_across"], found["clusters"], found["clustered"]) == (1, 1, 1, 4)
     assert said["members"]["distinct"] == 30 and said["nonmembers"]["distinct"] == 26
     assert found["pairs"][0]["where"] == "across" and found["pairs"][0]["exact"] and found["pairs"][0]["distance"] == 0
-    assert "same.bmp" in Path("out/check.html").read_text()
+    html = Path("out/check.html").read_text()
+    assert "same.bmp" in html and "an audit refuses two sides that share images" in html and "would be invalid" not in html
 
 
 def test_sides_of_different_sources_are_invalid(sides, capsys):
@@ -197,3 +198,11 @@ def test_too_few_images_are_called_so_and_captions_of_one_data_are_counted_by_si
     assert code == 4 and "an audit of these sides would be refused: an audit needs at least 10 images on each side" in err
     assert "Too few images: an audit needs at least 10 on each side." in out and "Not fair" not in out
     assert "captions from 30 .txt files (24 of members, 6 of held-out images)" in " ".join(Path("out/check.html").read_text().split())
+
+
+def test_the_commonest_shape_is_not_called_most_images(sides, capsys):
+    members, _ = sides
+    for i, path in enumerate(sorted(members.iterdir())):
+        Image.open(path).resize((20 + i // 2, 20)).save(path)
+    _, out, _ = call(capsys, "check", "--members", "m", "--nonmembers", "n", "--json")
+    assert "the commonest shape is 20 x 20 RGB among members" in " ".join(json.loads(out)["warnings"]), "two of them have it"

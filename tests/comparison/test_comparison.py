@@ -120,7 +120,9 @@ def test_a_control_of_masks_is_shown_but_is_never_the_worst(tmp_path):
     record = compare(names(*folders))
     assert record.attacks == ("sima", label)
     assert {e.worst.attack for e in record.entries} == {"sima"}
-    with pytest.raises(UserError, match=r"controls of masks cannot be an entry's strongest attack; name another beside sima\[random"):
+    with pytest.raises(
+        UserError, match=r"controls of masks, and what is found in the reference, cannot be .*; name another beside sima\[random"
+    ):
         compare(names(*folders), [label])
 
 
@@ -287,7 +289,7 @@ def test_a_teacher_on_its_own_half_counts_clusters_and_its_division_says_so(tmp_
     cluster = np.arange(600) // 3
     cluster[100:200] = cluster[200:300] = 1000 + np.arange(100)
     one, two, split = swap_runs(tmp_path, 1.0, 2.0, 400, 200, clusters=cluster, calibration=False)
-    entries, _, _ = with_halves(read_entries(names(one, two)), split)
+    entries, *_ = with_halves(read_entries(names(one, two)), split)
     for entry, half, whole in zip(entries, (range(200), range(200, 400)), (one, two), strict=True):
         (run,) = entry.runs
         rows = [*half, *range(400, 600)]
@@ -360,7 +362,7 @@ def test_the_swap_audit_and_a_teachers_own_half_count_groups_where_the_audits_do
 def test_groups_are_divided_as_their_audit_divided_them(tmp_path):
     """A group is in the calibrate or in the test part by its name, not by those of its images."""
     one, two, split = swap_runs(tmp_path, 1.0, 2.0, 1600, 1600, groups=people(0, 1600, 1600))
-    entries, _, _ = with_halves(read_entries(names(one, two)), split)
+    entries, *_ = with_halves(read_entries(names(one, two)), split)
     for entry, whole in zip(entries, (one, two), strict=True):
         before, own = read_samples(whole), entry.runs[0].images
         tested = dict(zip(before.ids, before.test, strict=True))
@@ -432,7 +434,8 @@ def test_a_halves_file_that_nobody_asked_for_and_does_not_fit_is_a_remark(tmp_pa
     one, two, split = swap_runs(tmp_path, d=1.0, difficulty=1.0)
     edited(split, teachers=["sha256:aa", "sha256:bb"])
     record = compare(names(one, two))
-    assert record.swap is None and "no run audits either of them" in " ".join(record.warnings)
+    assert record.swap is None and "no run audits either of them" in record.swap_reason
+    assert "teacher" not in " ".join(record.warnings), "no number is of a teacher"
 
 
 def test_a_teacher_audited_on_the_other_half_alone_is_refused(tmp_path):
@@ -549,7 +552,7 @@ def test_input_that_cannot_be_compared_is_refused(runs, tmp_path):
         ([a], "at least two entries, the baseline first; got 1"),
         ([a, tmp_path / "empty"], "RUN must be the folder of a finished audit; .*empty has no audit.json"),
         ([a, tmp_path / "nowhere"], "RUN must be the folder of a finished audit; .*nowhere has no audit.json"),
-        ([a, f"x={unfinished}"], "undefended is not finished: repeat its audit command"),
+        ([a, f"x={unfinished}"], "undefended is not finished: repeat its command"),
         ([a, b, f"defended={a}"], "each entry needs a name of its own; 'defended' is there twice: write NAME=RUN"),
         ([a, f"x={b},{b}"], "an entry must list each run once; 'x' has .*defended twice"),
         ([a, f"={b}"], r"an entry must be RUN or NAME=RUN\[,RUN...\]"),
@@ -763,3 +766,13 @@ def test_a_comparison_of_runs_whose_sources_were_not_checked_well_enough_is_unde
     assert checked.verdict == "lowers" and unsure.verdict == "undecided" and unsure.valid
     judged = comparison_verdict(unsure)
     assert judged.title.startswith("Undecided: in some audits a difference between the sources") and "r0" in judged.sentences[-1]
+
+
+def test_warnings_on_few_pairs_count_groups_where_the_audits_do(tmp_path):
+    given = *ids_of(200, 200), 0
+    kept = np.arange(400) % 200 < 120
+    whole = make_run(tmp_path / "a", {"sima": gaussian(1.0)}, *given, groups=people(0, 200, 200))
+    part = make_run(tmp_path / "b", {"sima": gaussian(1.0)}, *given, groups=people(0, 200, 200), keep=kept)
+    said = " ".join(compare(names(whole, part)).warnings)
+    assert re.search(r"differences rest on the \d+ groups of members and \d+ held-out groups in the test part", said)
+    assert "fewer than 200 groups on a side" in said and "fewer than 200 images" not in said

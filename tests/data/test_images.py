@@ -719,3 +719,17 @@ def test_images_without_an_ending_are_counted_and_texts_are_not(tmp_path):
     (data / "notes.odt").write_bytes(b"PK\3\4")
     found = list_images(data)
     assert (len(found.files), found.left_out.unopened, found.left_out.first_unopened) == (1, 2, "noext")
+
+
+@pytest.mark.parametrize(
+    ("trained", "here", "deep", "said"),
+    [
+        (None, 4095, 1, "has no value for white, got 4095, and 1 image differs by it: leave out --white"),
+        (4095, None, 2, "has white 4095, got none, and 2 images differ by it: give --white 4095"),
+    ],
+)
+def test_a_reading_without_a_value_is_said_in_words(tmp_path, trained, here, deep, said):
+    (tmp_path / "train.json").write_text(json.dumps({"white": trained, "images": {"deep": 1}}))
+    with pytest.raises(UserError) as stopped:
+        refuse_other_reading(tmp_path / "train.json", Decoding(white=here), Tally(deep=deep))
+    assert str(stopped.value).endswith(said)

@@ -189,7 +189,7 @@ def test_a_search_and_an_audit_that_share_drawings_go_on_with_smaller_forwards_w
     assert (read.record.costs.queries, read.record.costs.queries_read) == (0, 2 * n * EACH)
     assert read.record.costs.halved_to is None, "it drew nothing"
     np.testing.assert_array_equal(read.scores[0].statistic, audited.scores[0].statistic)
-    with pytest.raises(UserError, match="too little memory for batches of"):
+    with pytest.raises(UserError, match="too little memory for a batch of one; take --dtype float16, --offload or a machine"):
         small(0).extract(sides)
 
 
@@ -229,11 +229,11 @@ def test_another_caption_is_another_drawing(digits, sides, tmp_path):
 
 
 OTHER = [
-    ({"seed": 1}, "holds drawings made with seed 0, now it is 1; choose another --drawings"),
-    ({"steps": 5}, "holds drawings made with steps 4, now it is 5"),
-    ({"guidance_scale": 2}, "holds drawings made with guidance scale 1.5, now it is 2.0"),
-    ({"sampler": "ddpm"}, "holds drawings made with sampler ddim, now it is ddpm"),
-    ({"batch_size": 3}, "holds drawings made with at once 8, now it is 3"),
+    ({"seed": 1}, "holds drawings made with another seed (0, now 1); choose another --drawings"),
+    ({"steps": 5}, "holds drawings made with another number of steps (4, now 5)"),
+    ({"guidance_scale": 2}, "holds drawings made with another guidance scale (1.5, now 2.0)"),
+    ({"sampler": "ddpm"}, "holds drawings made with another sampler (ddim, now ddpm)"),
+    ({"batch_size": 3}, "holds drawings made with another number of images in a forward (--batch-size) (8, now 3)"),
     ({"anonymous": True}, "holds drawings of a run that is not anonymous; choose another --drawings, or give both commands --anonymous"),
 ]
 
@@ -250,7 +250,7 @@ def test_a_folder_of_other_drawings_is_refused_in_one_line(digits, sides, tmp_pa
 
 def test_drawings_of_another_model_and_folders_of_something_else_are_refused(digits, sides, tmp_path):
     Watched(digits).extract(sides, drawings=tmp_path / "kept", output=tmp_path / "out")
-    with pytest.raises(UserError, match="holds drawings made with model fingerprint memoriser, now it is another; choose another"):
+    with pytest.raises(UserError, match="holds drawings made with another model \(memoriser, now another\); choose another"):
         Watched(digits, fingerprint="another").audit(sides, drawings=tmp_path / "kept")
     Watched(digits).audit(sides, output=tmp_path / "run")
     with pytest.raises(UserError, match=r"run must be a folder of drawings, and its plan\.json is another command's"):

@@ -1,6 +1,7 @@
 """`diffleak extract` from images to report: models that memorised or learnt nothing, planted copies, refusals, drawing a pair again."""
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -331,7 +332,8 @@ def test_a_call_from_python_takes_a_cohort_and_leaves_nothing_without_an_output(
     found = diffleak.extract(target(memoriser(digits[:12])), made, images=60, steps=5, false_copies=0.05)
     assert found.record.copy_rate.value > 0.8 and not list(tmp_path.iterdir())
     assert found.record.command.startswith("diffleak.extract(...) from Python")
-    assert found.record.reproduce(found.record.pairs[0]).endswith(f".drawings[{found.record.pairs[0].image}]")
+    again = f"with the settings recorded in extract.json: drawing {found.record.pairs[0].image} of its .drawings"
+    assert found.record.reproduce(found.record.pairs[0]).endswith(again) and found.record.command.endswith("extract.json")
 
 
 def test_members_that_cannot_be_read_are_left_out_where_that_is_wished(tmp_path, digits):
@@ -417,7 +419,7 @@ def test_drawings_of_another_search_are_refused(split, tmp_path):
     settings = {"data": "digits", "split": split, "steps": 2, "output": tmp_path / "out"}
     extract(gaussian, **settings, images=20)
     before = (tmp_path / "out" / "extract.json").read_text()
-    with pytest.raises(UserError, match="holds images drawn with images 20, now it is 30; choose another folder"):
+    with pytest.raises(UserError, match="holds images drawn with another number of images \(20, now 30\); choose another folder"):
         extract(gaussian, **settings, images=30)
     assert (tmp_path / "out" / "extract.json").read_text() == before
 
@@ -427,3 +429,15 @@ def test_tiles_see_what_the_record_says(digits, split):
     for pair in found.record.pairs[:5]:
         both = digits[int(pair.id)][None], found.drawings[pair.image][None]
         assert pair.distances["tiles"] == pytest.approx(stats.tiled_distances(*both)[0])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+@pytest.mark.parametrize(
+    ("flags", "names"), [((), "names images and may hold copies of them"), (("--anonymous",), "may hold copies of them")]
+)
+def test_a_folder_that_others_may_read_is_said_to_name_images_only_where_it_does(capsys, command, tmp_path, flags, names):
+    folder = tmp_path / "my out"
+    folder.mkdir()
+    folder.chmod(0o755)
+    _, _, err = call(capsys, *command[:-1], folder, *flags)
+    assert f"others on this machine may read {folder}, which {names}: chmod 700 '{folder}'" in err

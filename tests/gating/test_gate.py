@@ -15,7 +15,7 @@ import diffleak
 from diffleak.comparison.compare import compare, save
 from diffleak.config import build
 from diffleak.errors import GateFailed, InvalidAudit, UserError
-from diffleak.gating.check import refuse
+from diffleak.gating.check import Found, refuse
 from diffleak.gating.config import GateConfig
 from diffleak.gating.limits import gates
 from diffleak.records.audit import Blind, Gate
@@ -313,11 +313,11 @@ def test_of_an_audit_that_is_edited_or_not_finished_no_limit_is_checked(measured
         diffleak.gate(measured, **{limit: LIMITED[limit]})
     for name in ("audit.json", "digests.json"):
         (measured / name).unlink()
-    with pytest.raises(UserError, match="is not finished: repeat its audit command, it resumes"):
+    with pytest.raises(UserError, match="is not finished: repeat its command, it resumes"):
         diffleak.gate(measured, **{limit: LIMITED[limit]})
     assert not (measured / "gate.json").exists()
     (measured / "geometry.parquet").write_bytes(b"")  # which an audit with masks has before its results
-    with pytest.raises(UserError, match="is not finished: repeat its audit command, it resumes"):
+    with pytest.raises(UserError, match="is not finished: repeat its command, it resumes"):
         diffleak.gate(measured, **{limit: LIMITED[limit]})
     plan = json.loads((measured / "plan.json").read_text())
     (measured / "plan.json").write_text(json.dumps(plan | {"attacks": []}))  # of images alone, which is no audit
@@ -407,3 +407,29 @@ def test_the_question_if_the_sides_are_swapped_is_for_an_interval_below_one_half
     (wide,), (below,) = (gates((of(*ends),), GateConfig(run="", max_auc=0.6)) for ends in ((0.2, 0.7), (0.2, 0.4)))
     assert wide.reach == below.reach == 0.8
     assert "answers reversed" in wide.quantity and "swapped" not in wide.quantity and "are the sides swapped?" in below.quantity
+
+
+@pytest.mark.parametrize(
+    ("there", "flag", "said"),
+    [
+        ("sweep.json", "copies", "neither lies beside a sweep.json: check the folder of one audited model"),
+        ("compare.json", "copies", "neither lies beside a compare.json"),
+        ("lora.json", "copies", "neither lies beside a lora.json"),
+        ("lora.json", "epsilon", "none lies beside a lora.json"),
+        ("inquiry.json", "epsilon", "none lies beside an inquiry.json"),
+        ("lora.json", "auc", "-o RUN makes the first, in a folder of its own"),
+        ("inquiry.json", "auc", "-o RUN makes the first, in a folder of its own"),
+        ("audits/sweep.json", "auc", "audits, which has a sweep.json"),
+    ],
+)
+def test_no_command_is_named_that_refuses_the_folder(tmp_path, capsys, monkeypatch, there, flag, said):
+    monkeypatch.setattr("diffleak.gating.check._attacks", lambda *given: Found((), ())) if flag != "auc" else None
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("{}")
+    assert said in refused(capsys, "gate", tmp_path, f"--max-{flag}", "0.6")
+
+
+def test_a_command_that_is_named_takes_a_folder_with_a_blank(tmp_path, capsys):
+    (tmp_path / "my run").mkdir()
+    for flag in ("auc", "copies", "epsilon"):
+        assert f"'{tmp_path / 'my run'}' makes" in refused(capsys, "gate", tmp_path / "my run", f"--max-{flag}", "0.6")

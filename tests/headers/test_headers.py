@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from diffleak.headers.strip import NEEDED
-from diffleak.records.headers import findings
+from diffleak.records.headers import GivenAway, findings
 from diffleak.work.reading import load_header
 
 WEIGHTS = {"lora_unet_a.lora_down.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float16)}
@@ -235,3 +235,14 @@ def test_a_base_that_is_no_hub_id_is_a_path_also_where_it_is_relative():
         assert by_kind({key: json.dumps({"base_model_name_or_path": path})}) == {"paths": (path,)}
     for name in ("org/model-1.5", "model", None):
         assert "paths" not in by_kind({key: json.dumps({"base_model_name_or_path": name})})
+
+
+@pytest.mark.parametrize(
+    ("file", "lists"),
+    [
+        ("user/lora", "diffleak metadata, on a downloaded copy of user/lora, lists them"),
+        ("my out/a.safetensors", "diffleak metadata 'my out/a.safetensors' lists them"),
+    ],
+)
+def test_a_command_that_is_named_takes_the_file(file, lists):
+    assert lists in GivenAway(file=file, what="adapter", counts={"captions": 5}).sentence

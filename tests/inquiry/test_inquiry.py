@@ -443,3 +443,15 @@ def test_of_controls_that_the_models_split_does_not_confirm_it_is_said_which_fil
     assert of(None, "the model has no split.json to compare with").startswith(
         "That the controls were not trained on is taken on trust: the"
     )
+
+
+def test_groups_that_are_too_few_say_which_images_were_left_out(memoriser, artists, monkeypatch):
+    scan, of_one = planning.scan, ("mine-00", "mine-01", "mine-02", "mine-03", "mine-04", "mine-05", "later-00")
+
+    def with_clusters(*given):
+        found = scan(*given)
+        return replace(found, clusters=np.array([1 if Path(i).stem in of_one else 10 + row for row, i in enumerate(found.cohort.ids)]))
+
+    monkeypatch.setattr(planning, "scan", with_clusters)
+    with pytest.raises(UserError, match="got 9, without 7 images with a near-duplicate on the other side"):
+        inquired(memoriser, *artists, group="artist")

@@ -59,6 +59,7 @@ def test_the_cpu_computes_as_the_cpu():
 def test_every_extra_that_adds_to_a_command_says_what_it_is_for():
     of_developers = {"all", "dev", "docs"}
     assert set(PROJECT["optional-dependencies"]) - of_developers == set(requirements.PURPOSES)
+    assert "compare" not in requirements.PURPOSES["encoders"], "a command that takes no encoder"
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
     rows = [checkpoint("kay-1", "undecided"), *(checkpoint(f"kay-{i}", "do not publish", {"captions": 30}) for i in range(3, 7))]
     assert judge.answer(rows, 30, None) == (
         "Do not publish as they are: kay-3 to kay-6. Undecided with 30 pictures and none held out: kay-1. "
-        f"{judge.WAYS} 4 files hold captions and tags: strip with diffleak metadata FILE --strip OUT."
+        f"{judge.WAYS} The headers of kay-3 to kay-6 give away captions and tags: strip with diffleak metadata FILE --strip OUT."
     )
     assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
         "By the attacks that were run, may be published: a. Undecided with 300 pictures and 200 held out: b."
@@ -201,7 +201,7 @@ def test_the_page_begins_with_the_answer_alone_and_what_to_do_stands_behind_the_
     assert shown.title == "Do not publish as they are: a 3 files.v1. Undecided with 30 pictures and 100 held out: b."
     assert (
         len(shown.sentences) == 3
-        and shown.sentences[-1] == f"{few} The file holds captions and tags: strip with diffleak metadata FILE --strip OUT."
+        and shown.sentences[-1] == f"{few} The header of b gives away captions and tags: strip with diffleak metadata FILE --strip OUT."
     )
     assert judged(record.model_copy(update={"answer": "May be published: a."})).title == "May be published: a."
 
@@ -243,7 +243,9 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
         audit = tmp_path / "run" / row.run / "audit.json"
         assert row.excess and row.excess.attack.startswith("sima[excess") and row.excess.auc.value is not None and audit.exists()
         assert row.redrawn is None and row.header.counts["captions"] == 4
-    assert "2 files hold captions" in record.answer and record.answer.endswith("strip with diffleak metadata FILE --strip OUT.")
+    assert "The headers of dog-000001, dog give away captions" in record.answer and record.answer.endswith(
+        "strip with diffleak metadata FILE --strip OUT."
+    )
     assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 13, "own", 0.6)
     assert "with 12 pictures and 13 held out: " in record.answer and "With 12 pictures and 12 held out, since" in record.answer
     assert any("12 members and 12 held-out images are counted" in line for line in record.warnings), "what they count as is in a warning"
@@ -284,6 +286,7 @@ def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_p
     code, out, err = call(capsys, *command, "--ignore-model-split", "--json")
     assert code == 0 and "plan: 11 members and 12 held-out images" in err, err
     assert "sweep: 1 checkpoint, 46 denoiser queries" in err, "no step is known of an adapter whose file names none"
+    assert "checkpoint 1 of 1: adapter" in err and "step 0" not in err
     (row,) = LoraRecord.model_validate_json(out).checkpoints
     assert "Many looks" not in (tmp_path / "run" / "lora.html").read_text(), "one checkpoint was looked at"
     audited = read_audit(tmp_path / "run" / row.run)
@@ -318,6 +321,7 @@ def test_pictures_without_captions_are_given_the_empty_one_and_the_page_says_wha
     command = ("lora", root / "sd", root / "out" / "dog.safetensors", *few)
     code, _, err = call(capsys, *command, "-o", tmp_path / "run")
     said, record = '--captions "fixed:TEXT"', read_lora(tmp_path / "run")
+    assert "captions: empty (chosen by what was found; --captions chooses another)" in err
     assert code == 0 and record.captions == "empty" and "note: the pictures have no captions" in err and said in err
     assert any(said in line for line in record.warnings) and "(DreamBooth)" in (tmp_path / "run" / "lora.html").read_text()
     assert call(capsys, *command, "--captions", "empty", "-o", tmp_path / "chosen")[0] == 0
@@ -371,3 +375,17 @@ def test_pictures_given_twice_count_once_where_a_limit_is_said_to_be_out_of_reac
     assert str(said(twice, images[81:])).startswith(
         "With 70 pictures and 81 held out, since near-duplicates count once (81 and 81 files), no checkpoint can meet the limit of 0.6: "
     )
+
+
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        ((True,), "The header of a0 and the adapter_config.json beside it give away paths of the training machine: strip"),
+        ((False, True), "The headers of a0, a1 and the adapter_config.json beside them give away paths of the training machine: strip"),
+    ],
+)
+def test_what_a_config_of_peft_gives_away_is_not_said_of_the_header_alone(configs: tuple[bool, ...], said: str) -> None:
+    rows = [checkpoint(f"a{i}", "publish", {"paths": 1}) for i in range(len(configs))]
+    rows = [row.model_copy(update={"header": row.header.model_copy(update={"config": c})}) for row, c in zip(rows, configs, strict=True)]
+    record = LoraRecord.model_construct(checkpoints=tuple(rows), answer=judge.answer(rows, 30, 100))
+    assert judged(record).sentences[-1].startswith(said) and judged(record).title.endswith("a0.") is (len(rows) == 1)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,13 +190,13 @@ def test_what_an_interrupted_call_scored_is_kept_and_the_rest_is_the_same(tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 5}, "holds scores of steps 4, now it is 5; choose another folder"),
-        ({"images": 2}, "holds scores of images 1, now it is 2; choose another folder"),
-        ({"draw": False}, "holds scores of draw True, now it is False; choose another folder"),
-        ({"guidance_scale": 3.0}, "holds scores of guidance scale 7.5, now it is 3.0; choose another folder"),
-        ({"fingerprint": "g"}, "holds scores of model fingerprint f, now it is g; choose another folder"),
-        ({"ordinary": [*PLAIN, "one more"]}, "holds scores of prompts 26, now it is 27; choose another folder"),
-        ({"ordinary": [*PLAIN[1:], "another"]}, "holds scores of prompts fingerprint "),
+        ({"steps": 5}, "holds scores of another number of steps (4, now 5); choose another folder"),
+        ({"images": 2}, "holds scores of another number of images (1, now 2); choose another folder"),
+        ({"draw": False}, "holds scores of another choice of --no-draw; choose another folder"),
+        ({"guidance_scale": 3.0}, "holds scores of another guidance scale (7.5, now 3.0); choose another folder"),
+        ({"fingerprint": "g"}, "holds scores of another model (f, now g); choose another folder"),
+        ({"ordinary": [*PLAIN, "one more"]}, "holds scores of another list of prompts (26, now 27); choose another folder"),
+        ({"ordinary": [*PLAIN[1:], "another"]}, "holds scores of another list of prompts; choose another folder"),
     ],
     ids=str,
 )
@@ -204,7 +205,7 @@ def test_a_folder_belongs_to_one_plan(tmp_path: Path, change: dict[str, Any], me
     keys = {**QUICK, "ordinary": PLAIN, **change}
     if "draw" in change:
         del keys["timestep"]
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         find_memorised(planted(fingerprint=keys.pop("fingerprint", "f")), SECRET, keys.pop("ordinary"), output=tmp_path, **keys)
 
 

@@ -225,5 +225,5 @@ def test_a_record_of_the_earlier_version_opens_with_its_own_numbers(tmp_path):
 def test_the_folder_of_the_earlier_version_is_one_line(tmp_path):
     record = find_memorised(planted(), SECRET, PLAIN, output=tmp_path, **QUICK).record
     (tmp_path / "prompts" / "plan.json").write_text(json.dumps(earlier(record.model_dump(mode="json"))["plan"]))
-    with pytest.raises(UserError, match="holds scores of schema version 2, now it is 3; choose another folder"):
+    with pytest.raises(UserError, match="holds scores of another version of the plan \(2, now 3\); choose another folder"):
         find_memorised(planted(), SECRET, PLAIN, output=tmp_path, **QUICK)

@@ -198,9 +198,9 @@ def test_the_command_draws_the_captions_and_reports_the_score(capsys, model, cli
     page = (tmp_path / "out" / "quality.html").read_text()
     assert "CLIP score" in page and "drawn for captions of the reference (own), guidance 3.0" in page
     said = refused(capsys, *command, "--clip", clip_folder, "--guidance-scale", 4)
-    assert "guidance scale 3.0, now it is 4.0" in said
+    assert "another guidance scale (3.0, now 4.0)" in said
     said = refused(capsys, *command, "--clip", clip_folder, "--guidance-scale", 3, "--captions", "fixed:moon")
-    assert "images drawn with prompts" in said
+    assert "images drawn with another list of prompts; choose" in said
 
 
 def test_a_clip_that_cannot_be_had_leaves_the_rest_as_it_is(capsys, monkeypatch, model: Path, reference: Path) -> None:

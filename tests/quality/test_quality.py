@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from fixtures.blocks import blocks
 from fixtures.commands import all_recorded, call, refused
+from fixtures.runs import gaussian, make_run
 from safetensors.torch import load_file, save_file
 
 from diffleak import hub
@@ -175,11 +177,14 @@ def test_the_same_command_draws_nothing_again_and_another_plan_is_refused(capsys
         patch.setattr("diffleak.generation._draw_batch", None)  # nothing is left to draw
         assert call(capsys, *command)[0] == 0
     assert read_quality(tmp_path / "out" / "quality.json", QualityRecord).metrics == first.metrics
-    assert "holds images drawn with seed 0, now it is 3" in refused(capsys, *command, "--seed", "3")
+    assert "holds images drawn with another seed (0, now 3)" in refused(capsys, *command, "--seed", "3")
     said = refused(capsys, *command, "--extractor", "pixels")
-    assert "was measured with another extractor; choose another folder, or delete quality.json: the drawn images are kept" in said
-    assert "was measured with another copy encoder" in refused(capsys, *command, "--copy-encoder", "pixels")
-    assert "was measured with another reference" in refused(capsys, *command, "--limit", "100")
+    assert "was not measured with the same extractor; choose another folder, or delete quality.json: the drawn images are kept" in said
+    assert "was not measured with the same copy encoder" in refused(capsys, *command, "--copy-encoder", "pixels")
+    said = refused(capsys, *command, "--limit", "100")
+    assert "was not measured with the same real images; choose another folder" in said and "are kept" not in said, (
+        "classes are drawn by them"
+    )
     (tmp_path / "out" / "quality.json").write_text("{}")
     assert "must be a quality.json as `diffleak quality` writes it" in refused(capsys, *command)
 
@@ -515,3 +520,32 @@ def test_near_duplicates_among_real_images_count_once_in_copies_and_in_the_kid_d
     assert "9 training images are near-duplicates of others" in said
     alone = measure_quality(made, "pixels", reference=tmp_path / "r2.npy", images=12, steps=1).record
     assert "30 reference images are near-duplicates of other reference images: the intervals of Fr\u00e9chet" in " / ".join(alone.warnings)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_folder_that_others_may_read_is_said_to_name_images_only_where_it_does(capsys, command, model_folder, tmp_path, training):
+    folder = tmp_path / "my out"
+    folder.mkdir()
+    folder.chmod(0o755)
+    alone = ["quality", model_folder(), "--reference", "digits", "--limit", "60", "--extractor", "pixels", "--images", "60", "--steps", "2"]
+    given = command[:-2] if training else [*alone, "--device", "cpu"]
+    code, _, err = call(capsys, *given, "-o", folder)
+    said = f"others on this machine may read {folder}, which names images by file name: chmod 700 '{folder}'"
+    assert code == 0 and (said in err) is training
+
+
+def test_what_lies_in_the_folder_of_another_models_run_is_not_called_an_audit(capsys, command, tmp_path):
+    (make_run(tmp_path / "out", {"sima": gaussian(1.0)}) / "audit.json").unlink()
+    assert "is the folder of a run on another model; choose another folder" in refused(capsys, *command)
+
+
+def test_training_images_that_were_not_given_before_are_not_called_others(capsys, command, tmp_path, split):
+    (tmp_path / "held.json").write_text(json.dumps({"members": SPLIT["nonmembers"], "nonmembers": SPLIT["members"]}))
+    assert call(capsys, *command)[0] == 0
+    path = tmp_path / "out" / "quality.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "training": None}))
+    (tmp_path / "out" / "digests.json").unlink()
+    line = refused(capsys, *command)
+    assert "was not measured with the same training images; choose another folder, or delete quality.json" in line

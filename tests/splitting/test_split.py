@@ -204,6 +204,10 @@ def test_links_to_no_files_damaged_images_and_foreign_files_are_refused(data, tm
         ((6, 24), "6 members and 24 held out; an audit needs at least 10 of each: give --held-out 0.66 or less, and another -o"),
         ((12, 7), "12 members and 7 held out; an audit needs at least 10 of each: take more images, 20 at least"),
         ((10, 10), None),
+        (
+            (24, 6, True),
+            "24 members and 6 held out; an audit needs at least 10 of each: give another --seed and another -o, or take more images",
+        ),
     ],
 )
 def test_too_few_held_out_images_are_said_with_the_share_that_is_enough(sides, said):
@@ -238,3 +242,30 @@ def test_an_image_whose_name_is_no_place_in_a_folder_leaves_no_split_behind(caps
             tar.add(tmp_path / "one.png", f"{name}.png")
     command = ("split", tmp_path / "data.tar", "--coin", "-o", tmp_path / "s.json", "--copy", tmp_path / "laid")
     assert "is no place in a folder" in refused(capsys, *command) and not (tmp_path / "s.json").exists()
+
+
+def grouped(folder: Path, groups: list[str]) -> Path:
+    """Images that are like no other, each in a group of the metadata."""
+    folder.mkdir()
+    for i in range(len(groups)):
+        Image.fromarray(field(np.random.default_rng(i))).save(folder / f"{i:02}.png")
+    rows = [{"file_name": f"{i:02}.png", "group": group} for i, group in enumerate(groups)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [(("--held-out", 0.4), "to hold out 0.4"), (("--coin",), "by a fair coin for each image, or for what is kept together")],
+)
+def test_a_group_of_one_image_is_not_counted_as_kept_together(tmp_path, capsys, flags, how):
+    folder = grouped(tmp_path / "faces", [*(f"p{i}" for i in range(28)), "both", "both"])
+    _, out, _ = call(capsys, "split", folder, *flags, "-o", tmp_path / "s.json")
+    assert "2 images (1 group; the largest has 2)" in out and f"drawn {how}, seed 0" in out
+    _, out, _ = call(capsys, "split", folder, *flags, "-o", tmp_path / "s.json", "--json")
+    assert json.loads(out)["groups"] == 29
+
+
+def test_one_group_of_all_images_is_not_to_be_divided_by_another_share(tmp_path, capsys):
+    line = refused(capsys, "split", grouped(tmp_path / "x", ["a"] * 24), "--held-out", 0.4, "-o", tmp_path / "s.json")
+    assert "all 24 images stay together, as near-duplicates or as one group: take more images, or name another column" in line

@@ -37,7 +37,7 @@ from diffleak.report import to_html
 from diffleak.report.pages.sweep import judged as judged_page
 from diffleak.report.pages.sweep import page
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints, checkpoints
-from diffleak.sweep.run import INPUTS, _plan_line, _refuse_other_plan, gate, summary, sweep
+from diffleak.sweep.run import INPUTS, First, _plan_line, _refuse_other_plan, gate, summary, sweep
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -182,9 +182,24 @@ def test_a_sweep_whose_checkpoints_cannot_be_audited_alike_keeps_no_latents(tmp_
     without_models(monkeypatch, lambda config, **told: MagicMock(spec=Prepared, plan=next(plans), reference=None), finished=None)
     monkeypatch.setattr("diffleak.sweep.run._refuse_other_plan", refuse)
     (tmp_path / INPUTS / "latents").mkdir(parents=True)
-    with pytest.raises(UserError, match="must be audited alike; b has other attacks than a"):
+    with pytest.raises(UserError, match="must be audited alike; b differs in its attacks from a: audit them apart, or choose --attacks"):
         sweep(config(output=tmp_path), Checkpoints("lora", "their names", (Checkpoint("a", "a", 1), Checkpoint("b", "b", 2))))
     assert not (tmp_path / INPUTS).exists()
+
+
+def test_attacks_are_chosen_otherwise_only_where_attacks_differ():
+    alike = dict.fromkeys(("attacks", "data_fingerprint", "captions", "guidance_scale", "labels"))
+    one, other = (MagicMock(spec=Plan, image_shape=shape, **alike) for shape in ("8 x 8", "4 x 4"))
+    first = First(Checkpoint("a", "a", 1), one, None)
+    with pytest.raises(UserError, match=r"b differs in its image shape from a: audit them apart$"):
+        _refuse_other_plan(first, other, Checkpoint("b", "b", 2))
+
+
+def test_one_model_that_is_named_twice_is_no_pattern(tmp_path):
+    for part in ("unet", "scheduler"):
+        (tmp_path / "one" / part).mkdir(parents=True)
+    with pytest.raises(UserError, match="alone: to audit one, name it without a pattern and without --sweep-models"):
+        checkpoints(config(model=str(tmp_path / "one"), sweep_models=[str(tmp_path / "one")]))
 
 
 def test_a_dry_run_of_a_sweep_names_every_checkpoint_and_writes_nothing(trained, tmp_path, capsys):
@@ -305,7 +320,7 @@ def test_given_steps_count_and_folders_of_models_are_a_sweep_too(tmp_path):
     ("names", "more", "given", "message"),
     [
         ((), {}, {}, "nothing matches"),
-        (("a-1.safetensors",), {}, {}, "a pattern must match at least two checkpoints"),
+        (("a-1.safetensors",), {}, {}, "several checkpoints must be named or matched"),
         (("a-1.safetensors", "b.safetensors"), {}, {}, "needs a training step of its own"),
         (("a-1.safetensors", "b-1.safetensors"), {}, {}, "give --steps, one each in this order"),
         (("a-1.safetensors", "a-2.safetensors"), {}, {"steps": "1"}, "--steps must give each of the 2 checkpoints a step of its own"),

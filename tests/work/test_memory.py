@@ -10,6 +10,7 @@ import torch
 from diffleak.errors import UserError
 from diffleak.work import memory
 from diffleak.work.memory import memory_message
+from diffleak.work.room import Room
 
 
 @pytest.mark.parametrize(
@@ -33,18 +34,21 @@ def test_glibc_takes_both_settings():
     assert library.mallopt(memory.M_TRIM_THRESHOLD, 2**31 - 1) == 1 == library.mallopt(memory.M_MMAP_THRESHOLD, memory.LARGEST)
 
 
+FOR_8 = "has too little memory for batches of 8; lower --batch-size, take --dtype float16"
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "the device has too little memory for batches of 8; lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), f"the device {FOR_8}, --offload or a machine with more memory"),
         (
             RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
-            "the device has too little memory for batches of 8; lower --batch-size",
+            f"the device {FOR_8}, --offload or a machine with more memory",
         ),
-        (MemoryError(), "this machine has too little memory for batches of 8; lower --batch-size"),
+        (MemoryError(), f"this machine {FOR_8} or a machine with more memory"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "this machine has too little memory for batches of 8; lower --batch-size",
+            f"this machine {FOR_8} or a machine with more memory",
         ),
     ],
 )
@@ -57,3 +61,15 @@ def test_too_little_memory_is_one_line(error, said):
 def test_other_errors_are_not_called_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="a bug"), memory_message(8):
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_batch_that_cannot_be_smaller_is_not_to_be_lowered(halved):
+    def fail(rows, tick):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError) as caught, memory_message(8 if halved else 1):
+        list(Room("images").each(8, 8, fail)) if halved else fail(None, None)
+    assert str(caught.value) == (
+        "the device has too little memory for a batch of one; take --dtype float16, --offload or a machine with more memory"
+    )

@@ -203,7 +203,7 @@ def probe(job: Job) -> Pace:
     """
     rows, sweep = [job.inputs.alike[0], job.inputs.alike[-1]], [t for attack in job.attacks for t in attack.timesteps] or [0]
     images, seconds, forwards_made = job.inputs.pixels(rows), 0.0, 0
-    with torch.inference_mode(), memory_message(job.plan.batch_size):
+    with torch.inference_mode(), memory_message(len(rows), smaller=False):
         started = time.monotonic()
         x0 = job.inputs.tensor(job.inputs.encode(images, rows))
         encoding = time.monotonic() - started

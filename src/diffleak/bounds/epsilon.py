@@ -151,8 +151,9 @@ def gate(record: EpsilonRecord) -> None:
     """Raises `GateFailed` where the bound is above what the model's training promised."""
     if record.exceeds:
         raise GateFailed(
-            f"the promise is broken: epsilon is at least {record.epsilon:.3f} ({record.level:.0%}) at delta {record.delta:g}, and DP-SGD "
-            f"promised {record.promised:.3f} at delta {record.promised_delta:g}: look for a mistake in the training or in its accounting"
+            f"the promise is broken: epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %) at delta {record.delta:g}, and "
+            f"DP-SGD promised {record.promised:.3f} at delta {record.promised_delta:g}: look for a mistake in the training or "
+            "in its accounting"
         )
 
 
@@ -238,8 +239,8 @@ def _too_few(found: int, coins: Coins, images: int, folder: Path) -> str:
     by_group = "where coins were thrown for groups, audit with --group COLUMN, and guesses are of groups; else "
     way = by_group if coins.of is None and coins.shared else ""
     return (
-        f"at least {FEWEST} {what} with coins of their own must be there to choose the attack on; {folder} has {found} ({left}): "
-        f"{way}audit more {what}"
+        f"at least {FEWEST} {what} with coins of their own must be in the calibrate part, which chooses the attack; in {folder} there are "
+        f"{found} ({left}): {way}audit more {what}"
     )
 
 

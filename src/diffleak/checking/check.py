@@ -121,8 +121,8 @@ def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Ch
 def refuse_invalid(record: CheckRecord) -> None:
     """Raises `InvalidAudit` where an audit of these sides would be invalid or refused."""
     if not record.valid:
-        few = min(record.members.distinct, record.nonmembers.distinct) < FEWEST
-        raise InvalidAudit(f"an audit of these sides would be {'refused' if few else 'invalid'}: {record.problems[0]}")
+        few, shared = min(record.members.distinct, record.nonmembers.distinct) < FEWEST, record.duplicates.exact_across > 0
+        raise InvalidAudit(f"an audit of these sides would be {'refused' if few or shared else 'invalid'}: {record.problems[0]}")
 
 
 def _duplicates(looked: Survey) -> Duplicates:
@@ -250,7 +250,10 @@ def _warnings(
         yield f"the images have {len(shapes):,} shapes ({first}): audit with --resize or --buckets{size}"
         most = [side.shapes[0][0] for side in sides if side.shapes]
         if len(set(most)) > 1:
-            yield f"most members are {most[0]} and most held-out images {most[1]}: an attack may tell the sides apart by their size alone"
+            yield (
+                f"the commonest shape is {most[0]} among members and {most[1]} among held-out images: an attack may tell the sides apart "
+                "by their size alone"
+            )
     if read := looked.tally.described(config.decoding):
         yield f"how the images were read: {', '.join(read)}"
     if finding(blind) == "perhaps":

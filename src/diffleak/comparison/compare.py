@@ -38,6 +38,7 @@ from diffleak.records.run_folder import refuse_other_command
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
 from diffleak.report.sections.comparison.verdict import comparison_verdict, invalid_runs
+from diffleak.report.wording import counted
 from diffleak.stats import evaluation, metrics, pooling
 from diffleak.stats.calibration import PLAIN
 from diffleak.stats.reasons import reworded
@@ -74,12 +75,12 @@ def compare(
     """
     refuse_other_command(output, FILE)
     audited = read_entries(runs)
-    entries, halves_file, unused = with_halves(audited, halves)
+    entries, halves_file, why, unused = with_halves(audited, halves)
     shared = _attacks(entries, attacks)
     qualities = quality_of(entries, quality)
     compared = tuple(_entry(entry, entries[0], shared, qualities.get(entry.name), seed) for entry in entries)
     metric, reason = _quality_metric(compared)
-    swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, unused or NO_HALVES)
+    swap, swap_reason = swap_or_reason(audited, shared, halves_file, halves is not None) if halves_file else (None, why or NO_HALVES)
     record = Comparison(
         **written(_command(runs, attacks, halves, quality, seed, output, pool)),
         seed=seed,
@@ -138,7 +139,10 @@ def _attacks(entries: Sequence[EntryRuns], asked: Sequence[str]) -> tuple[str, .
             raise unknown("attack, or one that not every run has:", attack, shared)
     chosen = tuple(dict.fromkeys(asked)) or tuple(a for a in shared if not _as_before(runs, a))
     if not any(runs[0].result(a).leads for a in chosen):
-        raise UserError(f"controls of masks cannot be an entry's strongest attack; name another beside {', '.join(chosen)}")
+        raise UserError(
+            "controls of masks, and what is found in the reference, cannot be an entry's strongest attack; name another beside "
+            f"{', '.join(chosen)}"
+        )
     return chosen
 
 
@@ -317,7 +321,8 @@ def _warnings(
         for run in entry.runs
         if run.record.membership and run.record.membership.status == "contradicted, ignored"
     ]
-    if (column := entries[0].runs[0].record.plan.group) is not None:
+    column = entries[0].runs[0].record.plan.group
+    if column is not None:
         found.append(f"the runs count groups by {shown(column)} and not images: every number and difference is of groups")
     if unused:
         found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
@@ -329,9 +334,9 @@ def _warnings(
         found.append(f"attacks that some run lacks, or that --attack does not name, are left out: {', '.join(left)}")
     if any(run.record.split.repeats > 1 for entry in entries for run in entry.runs):
         found.append(
-            f"fewer than {evaluation.SMALL_SIDE} images on a side: differences are medians over {evaluation.REPEATS} calibrate/test "
-            "divisions, with scores at the timestep that most of them chose, so they need not be what is left when one AUC is taken from "
-            "the other"
+            f"fewer than {evaluation.SMALL_SIDE} {'images' if column is None else 'groups'} on a side: differences are medians over "
+            f"{evaluation.REPEATS} calibrate/test divisions, with scores at the timestep that most of them chose, so they need not "
+            "be what is left when one AUC is taken from the other"
         )
     if any(run.record.plan.anonymous and run.record.split.repeats > 1 for entry in entries for run in entry.runs):
         found.append(
@@ -354,6 +359,7 @@ def _warnings(
 def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> list[str]:
     """Warnings on differences that rest on fewer images than the entry's own numbers, or on other data."""
     baseline, found = entries[0].runs[0], []
+    words = counted("image" if baseline.record.plan.group is None else "group")
     for entry, result in zip(entries[1:], compared[1:], strict=True):
         against = result.worst.difference
         assert against is not None, "only the baseline has none"
@@ -361,8 +367,8 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
         fewer = [(name, m, n) for name, m, n in numbers if against.members + against.nonmembers < FEW_PAIRS * (m + n)]
         if fewer:
             found.append(
-                f"{entry.name}: differences rest on the {against.members} members and {against.nonmembers} held-out images in the test "
-                "part of both runs, so they need not be what is left when one AUC is taken from the other; "
+                f"{entry.name}: differences rest on the {against.members} {words.members} and {against.nonmembers} {words.all_held_out} "
+                "in the test part of both runs, so they need not be what is left when one AUC is taken from the other; "
                 + " and ".join(f"the numbers of {name} rest on {m} and {n}" for name, m, n in fewer)
             )
         for run in entry.runs:

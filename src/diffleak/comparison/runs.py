@@ -142,7 +142,7 @@ def _parse(argument: str) -> tuple[str, tuple[str, ...]]:
 def _read(name: str) -> Run:
     folder = Path(name)
     if unfinished(folder):
-        raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its audit command, it resumes")
+        raise UserError(f"RUN must be the folder of a finished audit; {folder} is not finished: repeat its command, it resumes")
     with doing(f"reading {shown(name, 120)}"):
         refuse_edited(folder)
         return Run(name, read_record(folder), read_samples(folder))

@@ -101,9 +101,20 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
     )
 
 
-def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple[EntryRuns, ...], Defence | None, str | None]:
+class Halved(NamedTuple):
+    """Entries with teachers on their own half."""
+
+    entries: tuple[EntryRuns, ...]
+    halves: Defence | None
+    reason: str | None
+    """Why there is no swap audit by the files that no flag named."""
+    unused: str | None
+    """Which of these files cannot be used, though a run may be on a teacher that they name."""
+
+
+def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> Halved:
     """The entries with teachers on their own half, and the halves file; or why a file that no flag named does not fit."""
-    entries, used, unused = tuple(audited), list[Defence](), list[str]()
+    entries, used, unused, absent = tuple(audited), list[Defence](), list[str](), list[str]()
     for path in (given,) if given else default_halves(audited):
         try:
             halves = read_defence(path)
@@ -117,9 +128,9 @@ def with_halves(audited: Sequence[EntryRuns], given: Path | None) -> tuple[tuple
         if given or fingerprints & set(halves.teachers):
             used.append(halves)
         else:
-            unused.append(f"{path} names two teachers, and no run audits either of them")
+            absent.append(f"{path} names two teachers, and no run audits either of them")
     swappable = [halves for halves in used if fingerprints >= set(halves.teachers)]
-    return entries, next(iter(swappable or used), None), "; ".join(unused) or None
+    return Halved(entries, next(iter(swappable or used), None), "; ".join((*unused, *absent)) or None, "; ".join(unused) or None)
 
 
 def swap_or_reason(

@@ -84,7 +84,7 @@ class ExtractConfig(ModelConfig, DataConfig):
     def command(self) -> str:
         """The command line that repeats this."""
         if self.in_memory or IN_MEMORY in (self.members, self.nonmembers, self.data):
-            return "diffleak.extract(...) from Python, with the settings recorded in extract.json,"
+            return "diffleak.extract(...) from Python, with the settings recorded in extract.json"
         return command_line(self, "extract", ("threads", "only", "shard"))
 
 

@@ -283,7 +283,8 @@ def search(
     if prepared.key:
         say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
     if folder and open_to_others(folder):
-        say(f"others on this machine may read {folder}, which names images and may hold copies of them: {closing(folder)}")
+        names = "" if prepared.key else "names images and "
+        say(f"others on this machine may read {folder}, which {names}may hold copies of them: {closing(folder)}")
     before = time.monotonic()
     if folder and share.count > 1 and not _share_drawn(prepared, folder, kept, share):
         return None

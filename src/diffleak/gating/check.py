@@ -10,8 +10,9 @@ Nothing is measured again. A number that is not there has not passed. Of an audi
 those on other files beside it included. The report of an audit is written again, with the limits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from diffleak.config import build, command_line, flag
@@ -25,6 +26,9 @@ from diffleak.records.comparison import FILE as COMPARE
 from diffleak.records.comparison import read_comparison
 from diffleak.records.extraction import FILE as EXTRACT
 from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, Measured, read_part
+from diffleak.records.inquiry import FILE as INQUIRY
+from diffleak.records.lora import AUDITS
+from diffleak.records.lora import FILE as LORA
 from diffleak.records.quality import FILE as QUALITY
 from diffleak.records.quality import read_quality
 from diffleak.records.run_folder import unfinished
@@ -126,13 +130,18 @@ def _attacks(folder: Path, config: GateConfig) -> Found:
         if (folder / name).is_file():
             return read(folder, config)
     if unfinished(folder):
-        raise UserError(f"RUN must be the folder of a finished command; {folder} is not finished: repeat its audit command, it resumes")
+        raise UserError(f"RUN must be the folder of a finished command; {folder} is not finished: repeat its command, it resumes")
     limit = next((limit for limit in LIMITS if getattr(config, limit) is not None), None)
     if limit is None:
         return Found((), ())
-    raise UserError(
-        f"{flag(limit)} needs an {AUDIT}, {SWEEP} or {COMPARE}; {folder} has none of them: {MADE_BY[LIMITS[0]]} {folder} makes the first"
-    )
+    within = folder / AUDITS
+    if (within / SWEEP).is_file():
+        way = f"check {within}, which has a {SWEEP}"
+    elif any((folder / name).is_file() for name in (LORA, INQUIRY)):
+        way = f"{MADE_BY[LIMITS[0]]} RUN makes the first, in a folder of its own"
+    else:
+        way = f"{MADE_BY[LIMITS[0]]} {quote(str(folder))} makes the first"
+    raise UserError(f"{flag(limit)} needs an {AUDIT}, {SWEEP} or {COMPARE}; {folder} has none of them: {way}")
 
 
 def _audit(folder: Path, config: GateConfig) -> Found:
@@ -191,11 +200,13 @@ def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tup
     if not found and unmeasured:
         raise UserError(
             f"--max-copies needs a copy rate, and {folder / QUALITY} has none, since it was measured without training images: "
-            f"{MADE_BY['max_copies']} {folder} makes one"
+            f"{MADE_BY['max_copies']} {quote(str(folder))} makes one"
         )
     if not found:
+        _refuse_alone(folder, f"--max-copies needs a {QUALITY} or an {EXTRACT}, and neither lies", (SWEEP, COMPARE, LORA))
         raise UserError(
-            f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {folder} makes the second"
+            f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {quote(str(folder))} makes the "
+            "second"
         )
     for share, path in found:
         yield (
@@ -209,11 +220,18 @@ def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tu
         return
     path = folder / EPSILON
     if not path.is_file():
-        raise UserError(f"--max-epsilon needs an {EPSILON}; {folder} has none: {MADE_BY['max_epsilon']} {folder} makes it")
+        _refuse_alone(folder, f"--max-epsilon needs an {EPSILON}, and none lies", (SWEEP, COMPARE, LORA, INQUIRY))
+        raise UserError(f"--max-epsilon needs an {EPSILON}; {folder} has none: {MADE_BY['max_epsilon']} {quote(str(folder))} makes it")
     bound = read_part(path, Bound, "epsilon")
     _refuse_other_model(path, bound.model_fingerprint, model)
     quantity = "epsilon" if bound.delta is None else f"epsilon (delta {bound.delta:g})"
     yield judged("max_epsilon", path.name, quantity, config.max_epsilon, bound.epsilon, bound.reason), path
+
+
+def _refuse_alone(folder: Path, needs: str, records: Sequence[str]) -> None:
+    """Raises `UserError` for the folder of a command beside whose record a limit's own never lies."""
+    if alone := next((name for name in records if (folder / name).is_file()), None):
+        raise UserError(f"{needs} beside a{'n' * (alone[0] in 'aeiou')} {alone}: check the folder of one audited model, not {folder}")
 
 
 def _refuse_other_model(path: Path, measured: str | None, model: str | None) -> None:

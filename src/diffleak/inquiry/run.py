@@ -76,7 +76,8 @@ def prepared(
     found = prepare(config, target, cohort or inquired(config), reference, made, log=log)
     _, counted, across = _to_test(found)
     if counted.kind == "group":  # `prepare` has counted images
-        left = f", without {across.sum()} that are near-duplicates of images on the other side" if across.any() else ""
+        beside = f", without {_some(int(across.sum()), 'image')} with a near-duplicate on the other side"
+        left = beside if across.any() else ""
         refuse_few(int(counted.member.sum()), int((~counted.member).sum()), GROUPS, left)
     # what an attack takes from images, it takes from both sides
     alike = replace(found.split, calibrate=np.ones_like(found.split.calibrate))

@@ -11,7 +11,7 @@ from diffleak.errors import NAME, pip_install
 
 PURPOSES = {  # of the extras that add something to a command
     "dp": "training with DP-SGD (train --dp-epsilon)",
-    "encoders": "DINOv2 and CLIP (quality, extract, compare of drawn images), captioning",
+    "encoders": "DINOv2 and CLIP (quality, extract, the attack black_box), captioning",
     "hf": "data sets of the Hugging Face hub (--data hf:NAME)",
     "inception": "the Inception network of the FID literature (quality --extractor inception)",
     "lora": "LoRAs and other adapters (--lora, diffleak lora)",

@@ -15,7 +15,7 @@ from typing import get_args
 
 from diffleak.gating.limits import guessing_reaches, images_needed
 from diffleak.records.audit import AuditRecord, Gate, Result
-from diffleak.records.headers import WORDS
+from diffleak.records.headers import PEFT_CONFIG, WORDS
 from diffleak.records.lora import Checkpoint, Decision, Excess, Redrawn
 from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.wording import beside, count, nearer_than_base
@@ -133,11 +133,13 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
         parts.append(WAYS)
     if by["undecided"] and few:
         parts.append(few)
-    private = [each.header for each in checkpoints if each.header and each.header.counts]
+    private = {each.name: each.header for each in checkpoints if each.header and each.header.counts}
     if private:
-        files = "The file" if len(private) == 1 else f"{count(len(private))} files"
-        kinds = ", ".join(dict.fromkeys(WORDS[kind][1] for header in private for kind in header.counts))  # type: ignore[index]
-        parts.append(f"{files} hold{'s' * (len(private) == 1)} {kinds}: strip with diffleak metadata FILE --strip OUT.")
+        one, configs = len(private) == 1, sum(header.config for header in private.values())
+        files = f"The header{'s' * (not one)} of {_named([*private], checkpoints)}"
+        files += f" and the {PEFT_CONFIG} beside {'it' if one else 'them'}" if configs else ""
+        kinds = ", ".join(dict.fromkeys(WORDS[kind][1] for header in private.values() for kind in header.counts))  # type: ignore[index]
+        parts.append(f"{files} give{'s' * (one and not configs)} away {kinds}: strip with diffleak metadata FILE --strip OUT.")
     return " ".join(parts)
 
 

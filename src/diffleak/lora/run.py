@@ -32,7 +32,7 @@ from diffleak.records.extraction import FILE as EXTRACT
 from diffleak.records.extraction import PAGE as EXTRACT_PAGE
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.records.headers import given_away
-from diffleak.records.lora import FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
+from diffleak.records.lora import AUDITS, FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
 from diffleak.records.run_folder import read_audit
 from diffleak.records.sweep import FILE as SWEEP
 from diffleak.report import to_html
@@ -44,7 +44,7 @@ from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
 from diffleak.work.shares import Share
 
-AUDITS, DRAWINGS = "audits", "drawings"
+DRAWINGS = "drawings"
 READ = ("exif", "alpha", "white", "skip_unreadable", "ignore_model_split")
 SHARED = ("model_config", "seed", "dtype", "device", "offload", "batch_size", "threads", *READ)  # settings of both commands
 NO_CAPTION = (
@@ -66,7 +66,7 @@ def lora(config: LoraConfig, inputs: Inputs | None = None, log: Callable[[str], 
     folder = checked_folder(config.output)
     log(f"pictures: {source.found}" + "".join(f"; {name}: {n} repeats in an epoch" for name, n in repeats.items()))
     guessed = (NO_CAPTION,) if captions == "empty" and config.captions is None else ()
-    log(f"captions: {shown(captions)}" + ("" if config.captions else " (of what was found)"))
+    log(f"captions: {shown(captions)}" + ("" if config.captions else " (chosen by what was found; --captions chooses another)"))
     for line in guessed:
         log(f"note: {line}")
     few, held_out = None, None

@@ -165,7 +165,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     folder = checked_folder(config.output) if config.output else None
     if prepared.key:
         say(f"anonymous: images go by keyed ids; keep their key {prepared.key.path}, and never pass it on with the results")
-    elif folder and open_to_others(folder):
+    elif folder and prepared.real.training and open_to_others(folder):
         say(f"others on this machine may read {folder}, which names images by file name: {closing(folder)}")
     read = partial(read_set, shape=prepared.drawing.shape, config=config, encoders=prepared.encoders)
     reference = read("reference", prepared.real.reference)
@@ -310,7 +310,7 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
     encoders = prepared.encoders
     plan = read_plan(folder)
     if plan is not None and plan.model_fingerprint != prepared.target.fingerprint:
-        raise UserError(f"{folder} is the audit of another model; choose another folder")
+        raise UserError(f"{folder} is the folder of a run on another model; choose another folder")
     if not (folder / FILE).exists():
         return
     before = read_quality(folder / FILE, QualityRecord)
@@ -320,14 +320,15 @@ def _refuse_another_measurement(folder: Path, prepared: Prepared, reference: Rea
     same = {
         "model": before.model_fingerprint == prepared.target.fingerprint,
         "extractor": (before.extractor, before.extractor_fingerprint) == (encoders[0].name, encoders[0].fingerprint),
-        "reference": set_of(before.reference) == set_of(reference.described),
-        "training": set_of(before.training) == set_of(training.described if training else None),
+        "real images": set_of(before.reference) == set_of(reference.described),
+        "training images": set_of(before.training) == set_of(training.described if training else None),
         "CLIP": not before.clip or not isinstance(prepared.clip, Clip) or before.clip_fingerprint == prepared.clip.fingerprint,
         "copy encoder": not before.copies or not training or before.copies.encoder_fingerprint == encoders[1].fingerprint,
     }
     if changed := [what for what, kept in same.items() if not kept]:
-        advice = f"choose another folder, or delete {FILE}: the drawn images are kept"
-        raise UserError(f"{folder / FILE} was measured with another {changed[0]}; {advice}")
+        # the plan of the drawn images holds the model, and what real images say of captions and classes
+        kept = "" if {"model", "real images"} & {*changed} else f", or delete {FILE}: the drawn images are kept"
+        raise UserError(f"{folder / FILE} was not measured with the same {changed[0]}; choose another folder{kept}")
 
 
 def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None, counted: Distinct) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ class ExtractionRecord(OfDrawings):
     def reproduce(self, pair: Pair) -> str:
         """The command line that makes the drawing of a pair again, or the call in Python where no command names its images."""
         if not self.command.startswith("diffleak extract "):
-            return f"{self.command} .drawings[{pair.image}]"
+            return f"{self.command}: drawing {pair.image} of its .drawings"
         return f"{self.command} --only {pair.image}"
 
 

@@ -9,6 +9,7 @@ place of the base model: that file is published with the adapter, so it is looke
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -141,7 +142,9 @@ class GivenAway(Record):
         if not self.counts:
             return f"The header of the {self.what} {self.file}{give} away nothing private that is known."
         said = ", ".join(in_words(kind, self.counts[kind]) for kind in KINDS if kind in self.counts)
-        return f"The header of the {self.what}{give} away: {said}. diffleak metadata {self.file} lists them, and --strip removes them."
+        here = self.file.endswith(".safetensors")  # else a name on the Hub
+        lists = f"diffleak metadata {shlex.quote(self.file)}" if here else f"diffleak metadata, on a downloaded copy of {self.file},"
+        return f"The header of the {self.what}{give} away: {said}. {lists} lists them, and --strip removes them."
 
 
 class Leaf(NamedTuple):

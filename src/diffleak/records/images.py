@@ -234,9 +234,11 @@ def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally, keeps_
         here, differ = getattr(decoding, key), sum(getattr(tally, count) for count in by)
         if mattered[key] and differ and record.get(key) != here:
             way = f"leave out --{key}" if record.get(key) is None else f"give --{key} {shown(record[key])}"
+            of = f"no value for {key}" if record.get(key) is None else f"{key} {shown(record[key])}"
+            got = "none" if here is None else here
             raise UserError(
-                f"images must be read as the model's training read them; {trained} has {key} {shown(record.get(key))}, got {here}, "
-                f"and {differ:,} images differ by it: {way}"
+                f"images must be read as the model's training read them; {trained} has {of}, got {got}, and {differ:,} "
+                f"{'image differs' if differ == 1 else 'images differ'} by it: {way}"
             )
 
 

@@ -9,6 +9,7 @@ from diffleak.records.headers import GivenAway
 
 FILE = "lora.json"
 PAGE = "lora.html"
+AUDITS = "audits"  # the folder in that of `lora` where the audits of its checkpoints are
 
 Decision = Literal["publish", "do not publish", "undecided"]
 

@@ -36,6 +36,8 @@ class Outcome:
     """Clusters of two near-duplicates or more, each on one side."""
     groups: int
     """Groups of the metadata, each on one side."""
+    kept_groups: int
+    """Groups of two images or more."""
     classes: dict[str, tuple[int, int]]
     """Members and held-out images of every class; empty where the data has none."""
     unreadable: int
@@ -54,12 +56,13 @@ class Outcome:
     def describe(self) -> str:
         """Sentences for people."""
         members, held, drawn = len(self.split.members), len(self.split.nonmembers), self.drawn
-        how = "by a fair coin for each unit" if drawn.how == "coin" else f"to hold out {drawn.held_out:g}"
+        coin = "by a fair coin for each image" + (", or for what is kept together" if drawn.together else "")
+        how = coin if drawn.how == "coin" else f"to hold out {drawn.held_out:g}"
         lines = [f"split: {self.path} (names the training images: do not release it with the model)"]
         lines.append(f"drawn {how}, seed {drawn.seed}: {members:,} members, {held:,} held out ({held / (members + held):.1%})")
         if drawn.together:
             images, largest = sum(map(len, drawn.together)), max(map(len, drawn.together))
-            kinds = ((self.clusters, "cluster", " of near-duplicates"), (self.groups, "group", ""))
+            kinds = ((self.clusters, "cluster", " of near-duplicates"), (self.kept_groups, "group", ""))
             why = [f"{n:,} {unit}{'s' * (n > 1)}{of}" for n, unit, of in kinds if n]
             coins = " (one coin each, recorded under drawn.together)" if drawn.how == "coin" else ""
             lines.append(f"kept together{coins}: {images:,} images ({', '.join(why)}; the largest has {largest:,})")
@@ -135,12 +138,14 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
         lay_out(source, drawn, config)
     sizes = np.bincount(looked.duplicates.clusters)
     counted = Counter((str(name), bool(side)) for name, side in zip(of, held, strict=bool(of)))
+    in_group = Counter(group for row in kept_rows if (group := groups[row]) is not None)
     return Outcome(
         drawn,
         how,
         config.output,
         int((sizes > 1).sum()),
-        len({groups[row] for row in kept_rows} - {None}),
+        len(in_group),
+        sum(n > 1 for n in in_group.values()),
         {name: (counted[name, False], counted[name, True]) for name in sorted({name for name, _ in counted})},
         len(looked.unreadable),
         config.folder,
@@ -154,9 +159,11 @@ def too_few(members: int, held_out: int, coin: bool = False) -> str | None:
     found, total = f"{members:,} members and {held_out:,} held out; an audit needs at least {FEWEST} of each", members + held_out
     if total < 2 * FEWEST:
         return f"{found}: take more images, {2 * FEWEST} at least"
+    if coin:
+        return f"{found}: give another --seed and another -o, or take more images"
     share = -(-100 * FEWEST // total) / 100  # in whole percent, rounded up
     way = f"--held-out {share:g} or more" if held_out < FEWEST else f"--held-out {1 - share:g} or less"
-    return f"{found}: give {'another --seed, or ' if coin else ''}{way}, and another -o"
+    return f"{found}: give {way}, and another -o"
 
 
 def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
@@ -171,6 +178,11 @@ def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
 def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None:
     if held.any() and not held.all():
         return
+    if units == 1:
+        raise UserError(
+            f"both sides must have images; all {len(held):,} images stay together, as near-duplicates or as one group: take more images, "
+            "or name another column with --group"
+        )
     what = "no image would be" if not held.any() else "every image would be"
     way = "another --seed" if config.coin else "another --held-out"
     raise UserError(

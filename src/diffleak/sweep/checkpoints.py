@@ -79,7 +79,10 @@ def checkpoints(config: AuditConfig) -> Checkpoints | None:
     if config.drawings is not None:
         raise UserError("--drawings keeps the drawings of one model, and this audits several: leave it out, or audit one checkpoint")
     if len(paths) < 2:
-        raise UserError(f"a pattern must match at least two checkpoints; found {listed(paths)}: name it without * to audit one")
+        raise UserError(
+            f"several checkpoints must be named or matched; found {listed(paths)} alone: to audit one, name it without a pattern and "
+            "without --sweep-models"
+        )
     return _ordered(key, paths, *_steps(paths, config.steps))
 
 

@@ -89,7 +89,8 @@ def sweep(config: AuditConfig, found: Checkpoints, log: Callable[[str], None] = 
         except UserError:
             _remove_inputs(folder)
             raise
-        log(f"checkpoint {number} of {len(found.found)}: {each.name}, step {each.step:,}")
+        at = f", step {each.step:,}" if found.source else ""
+        log(f"checkpoint {number} of {len(found.found)}: {each.name}{at}")
         prepared = prepared.tried(log)
         finished = auditing.run(prepared, folder / each.name, log, timed and number == 1, shared)
         del prepared  # else its model would be in memory beside the next one
@@ -192,9 +193,10 @@ def _refuse_other_plan(first: First, plan: Plan, other: Checkpoint) -> None:
     """Raises `UserError` for a checkpoint that is given other attacks, timesteps or images than the first."""
     for key in ("attacks", "image_shape", "data_fingerprint", "captions", "guidance_scale", "labels"):
         if getattr(first.plan, key) != getattr(plan, key):
+            way = ", or choose --attacks and --timesteps that fit both" if key == "attacks" else ""
             raise UserError(
-                f"the checkpoints of a sweep must be audited alike; {shown(other.path, 100)} has other {key.replace('_', ' ')} than "
-                f"{shown(first.checkpoint.path, 100)}: audit them apart, or choose --attacks and --timesteps that fit both"
+                f"the checkpoints of a sweep must be audited alike; {shown(other.path, 100)} differs in its {key.replace('_', ' ')} from "
+                f"{shown(first.checkpoint.path, 100)}: audit them apart{way}"
             )
 
 

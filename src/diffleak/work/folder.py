@@ -8,6 +8,7 @@ checksum: one that was damaged since is moved aside, and its chunk is missing ag
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,27 @@ class Change(NamedTuple):
     now: Any
 
 
+PLANNED = {  # what the keys of a plan are called in a message
+    "model_fingerprint": "model",
+    "lora": "LoRA",
+    "lora_scale": "scale of the LoRA",
+    "embedding": "set of embeddings",
+    "weights": "choice of weights",
+    "schema_version": "version of the plan",
+    "images": "number of images",
+    "prompts": "list of prompts",
+    "prompts_fingerprint": "list of prompts",
+    "ids": "choice of images",
+    "labels": "choice of classes",
+    "steps": "number of steps",
+    "rounds": "number of adaptive rounds",
+    "draw": "choice of --no-draw",
+    "k": "step of the t-error",
+    "at_once": "number of images in a forward (--batch-size)",
+    "dtype": "precision (--dtype)",
+    "faster": "precision (--exact)",
+}
+HASH = re.compile(r"(sha256:)?[0-9a-f]{40,}")
 Refusal = Callable[[Sequence[Change]], str]  # the message for a folder of another plan, of which these keys differ
 
 
@@ -194,8 +216,7 @@ def in_chunks(
     """
 
     def refusal(changed: Sequence[Change]) -> str:
-        key, before, now = changed[0]
-        return f"{folder.path} holds {what} {made} {key.replace('_', ' ')} {before}, now it is {now}; choose another folder"
+        return f"{folder.path} holds {what} {made} {another(changed[0])}; choose another folder"
 
     files = {chunk: chunk_file(what, chunk) for chunk in chunks}
     work, cost = {chunk: [file] for chunk, file in files.items()}, lambda chunk: forwards * len(chunks[chunk])
@@ -235,6 +256,15 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], refusal: R
     changed = [Change(key, before.get(key), value) for key, value in now.items() if key not in free and before.get(key) != value]
     if changed:
         raise UserError(refusal(changed))
+
+
+def another(changed: Change) -> str:
+    """What is another one than before, with both values where a reader can tell them apart: "another number of steps (4, now 5)"."""
+    key, *values = changed
+    plain = all(value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)) for value in values)
+    short = ["none" if value is None else shown(value) for value in values]
+    said = f" ({short[0]}, now {short[1]})" if plain and not any(HASH.match(value) for value in short) else ""
+    return f"another {PLANNED.get(key, key.replace('_', ' '))}{said}"
 
 
 def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, between: str = ", ") -> str:

@@ -11,6 +11,8 @@ from diffleak.errors import UserError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 OF_THE_CPU = ("can't allocate memory", "not enough memory")  # in what torch says
 OF_DEVICES = "out of memory"  # in what libraries of devices say, where torch has no error of its own for it
+DEVICE, MACHINE = "the device", "this machine"  # whose memory may run out
+ALONE = "one row alone did not fit"  # a note of an error, where halving a batch has ended
 LARGEST = 2**25  # bytes, the most that glibc takes for M_MMAP_THRESHOLD
 
 
@@ -38,17 +40,24 @@ def out_of_memory(error: BaseException) -> str | None:
 
     of_torch, text = isinstance(error, RuntimeError), str(error)
     if isinstance(error, MemoryError) or (of_torch and any(part in text for part in OF_THE_CPU)):
-        return "this machine"
-    return "the device" if isinstance(error, torch.OutOfMemoryError) or (of_torch and OF_DEVICES in text) else None
+        return MACHINE
+    return DEVICE if isinstance(error, torch.OutOfMemoryError) or (of_torch and OF_DEVICES in text) else None
 
 
 @contextmanager
-def memory_message(batch_size: int, advice: str = "lower --batch-size") -> Iterator[None]:
-    """Turns running out of memory into one line."""
+def memory_message(batch_size: int, advice: str | None = None, smaller: bool = True) -> Iterator[None]:
+    """Turns running out of memory into one line; ALONE as a note of the error says that no smaller batch is left.
+
+    advice: in the place of the usual one. smaller: a smaller --batch-size would take less memory.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
         whose = out_of_memory(error)
         if whose is None:
             raise
-        raise UserError(f"{whose} has too little memory for batches of {batch_size}; {advice}") from None
+        one = batch_size == 1 or ALONE in getattr(error, "__notes__", ())
+        ways = ("lower --batch-size",) * (smaller and not one) + ("take --dtype float16",) + ("--offload",) * (whose == DEVICE)
+        advice = advice or f"{', '.join(ways)} or a machine with more memory"
+        batches = "a batch of one" if one else f"batches of {batch_size}"
+        raise UserError(f"{whose} has too little memory for {batches}; {advice}") from None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, TypeVar, final
 
-from diffleak.work.memory import out_of_memory
+from diffleak.work.memory import ALONE, out_of_memory
 from diffleak.work.progress import say
 from diffleak.work.threads import Tick
 
@@ -60,6 +60,8 @@ class Room:
             return (compute(rows, counting),)
         except (RuntimeError, MemoryError) as error:
             whose, size = out_of_memory(error), rows.stop - rows.start
+            if whose is not None and size == 1:
+                error.add_note(ALONE)
             if whose is None or size == 1:
                 raise
         self._release()  # not above: there the error still holds what was in memory

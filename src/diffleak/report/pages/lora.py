@@ -42,7 +42,9 @@ DRAWN = entries("""
     What was not drawn. | Another caption, another seed or more drawings may come closer.
 """)
 
-BEHIND = re.compile(r" (?=To decide: |With \d|The file holds |\d[\d,]* files hold )")  # where the answer goes on to what to do
+BEHIND = re.compile(
+    r" (?=To decide: |With \d|The headers? of |The file holds |\d[\d,]* files hold )"
+)  # where the answer goes on to what to do
 
 SECTIONS: tuple[Callable[[LoraRecord], Section | None], ...] = (
     lambda record: verdict(judged(record)),

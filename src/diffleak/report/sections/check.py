@@ -21,6 +21,8 @@ def verdict(record: CheckRecord) -> Verdict:
     sentences = (*(f"{visible(problem[:1].upper() + problem[1:])}." for problem in record.problems), _seen(record), sources(record.blind))
     if too_few(record):
         return Verdict("invalid", f"Too few images: an audit needs at least {FEWEST} on each side.", sentences)
+    if record.duplicates.exact_across:
+        return Verdict("invalid", "Not fair: an audit refuses two sides that share images.", sentences)
     if not record.valid:
         return Verdict("invalid", "Not fair: an audit of these two sides would be invalid.", sentences)
     if record.duplicates.near_across or finding(record.blind) in ("perhaps", "unchecked"):
