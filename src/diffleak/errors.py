@@ -72,6 +72,11 @@ def refusing(
         raise raises(message.replace(WHY, said(error))) from None
 
 
+def one_or_more(n: int, one: str, more: str = "") -> str:
+    """A number and what is said of so many: 1 image, 1,600 images; more: where that is not `one` with an s, as with a verb."""
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
+
+
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`, naming the nearest one."""
     options = sorted(options)

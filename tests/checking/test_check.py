@@ -15,7 +15,10 @@ from diffleak.config import build
 from diffleak.data.cohort import two_sources
 from diffleak.data.scan import scan
 from diffleak.data.sources import open_source
+from diffleak.records.audit import Blind
 from diffleak.records.check import read_check
+from diffleak.report.judgement import FAIR, sources
+from diffleak.report.sections.check import verdict as judge
 
 RESIZED = {"resize": True, "attacks": "loss", "timesteps": "100", "device": "cpu"}
 
@@ -147,7 +150,26 @@ def test_classes_and_groups_that_differ_are_said(tmp_path):
     record = diffleak.check(data=tmp_path / "a.npz", split=tmp_path / "s.json")
     assert record.classes_p_value < 0.01 and record.members.labels == 30
     assert any("classes of the two sides differ" in line for line in record.warnings)
-    assert any("1 groups have images on both sides (first: 7)" in line for line in record.warnings)
+    assert any("1 group has images on both sides (first: 7)" in line for line in record.warnings)
+    judged = judge(record)
+    assert judged.level == "undecided" and "with a reservation" in judged.title, "an audit of such a model would be invalid"
+    assert FAIR not in " ".join(judged.sentences)
+
+
+@pytest.mark.parametrize(
+    ("copies", "said"), [(1, "1 held-out image equals a member pixel for pixel ("), (2, "2 held-out images equal members")]
+)
+def test_copies_across_the_sides_are_counted_in_the_singular_too(copies, said):
+    members, others = fields(20, 1), fields(20, 2)
+    problems = diffleak.check(members=members, nonmembers=np.concatenate([others, members[:copies]])).problems
+    assert any(line.startswith(said) for line in problems)
+
+
+def test_a_check_does_not_speak_of_attacks_that_were_run():
+    few = " ".join(judge(diffleak.check(members=fields(9, 1), nonmembers=fields(20, 2))).sentences)
+    assert "the numbers of an audit do not measure membership" in few
+    perhaps = sources(Blind(value=0.7, p_value=0.02))
+    assert "part of what attacks find may come from the images" in perhaps
 
 
 def test_arrays_in_memory_are_checked_too():

@@ -24,6 +24,7 @@ from diffleak.records.run_folder import read_samples
 from diffleak.report import print_page, to_html
 from diffleak.report.judgement import read_record
 from diffleak.report.pages import comparison
+from diffleak.report.sections.comparison.swap import _caption
 from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 from diffleak.stats.calibration import PLAIN
@@ -213,6 +214,10 @@ def test_where_images_differ_more_than_members_do_the_swap_audit_finds_what_one_
     assert all(own.high < 0.7 for own in result.own), "one teacher alone is a weak attack"
     assert swap.members == (200, 200) and sum(swap.tested) == 320 and swap.nonmembers == (320, 320)
     assert result.timestep == 100, "the hill's top, chosen on the calibrate part"
+    marked = "Marked: the attack with the highest swap AUC on the {} part."
+    assert marked.format("calibrate") in _caption(swap)
+    fixed = tuple(r.model_copy(update={"calibrate_auc": None}) for r in swap.results)
+    assert marked.format("test") in _caption(swap.model_copy(update={"results": fixed}))
 
 
 def test_where_neither_teacher_tells_anything_the_swap_audit_is_at_one_half(tmp_path):
@@ -616,13 +621,13 @@ def test_an_entry_with_an_attack_that_works_reversed_is_not_said_to_weaken_the_s
     judged = comparison_verdict(compare(names(a, b)))
     text = " ".join(judged.sentences)
     assert judged.level == "not-shown" and judged.title.startswith("b was not shown to weaken the strongest attack of a.")
-    assert "But of loss, AUC" in text and "So b does not count as weakening the attack." in text
+    assert "But loss has AUC 0." in text and text.count("So b does not count as weakening the attack.") == 1
     assert comparison_verdict(compare(names(a, c))).level == "lowers"
     both = comparison_verdict(compare(names(a, b, c)))
     assert both.level == "lowers" and both.title.startswith("1 of 2 weakens the strongest attack: c;")
     judged = comparison_verdict(compare(names(d, c)))
     assert judged.level == "undecided" and judged.title.startswith("Undecided: on d the scores of ")
-    assert "makes it stronger" not in judged.title and "Check that the sides are not swapped" in " ".join(judged.sentences)
+    assert "does better" not in judged.title and "Check that the sides are not swapped" in " ".join(judged.sentences)
 
 
 def test_an_audit_whose_sides_differ_without_the_model_makes_the_comparison_invalid(runs, tmp_path):
@@ -659,7 +664,7 @@ def test_a_rate_that_too_few_shared_images_allow_asks_for_the_images_that_must_b
 
 def test_a_model_that_leaks_more_is_said_to(runs):
     judged = comparison_verdict(compare(names(runs / "defended", runs / "undefended")))
-    assert judged.level == "not-shown" and judged.title.endswith("undefended makes it stronger.")
+    assert judged.level == "not-shown" and judged.title.endswith(" On undefended the strongest attack does better.")
 
 
 def test_the_page_has_no_script_no_outside_address_and_says_how_many_comparisons_were_made(runs):

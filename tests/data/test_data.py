@@ -638,7 +638,7 @@ BAD_SPLITS = {
         '{"members": ["0", "99", "7"], "nonmembers": ["1"]}',
         r"names 2 ids that array does not have \(first: 99; .* look like 0\)",
     ),
-    "both sides": ('{"members": ["0", "2"], "nonmembers": ["2", "1"]}', r"has 1 ids on both sides \(first: 2\)"),
+    "both sides": ('{"members": ["0", "2"], "nonmembers": ["2", "1"]}', r"has 1 id on both sides \(first: 2\)"),
     "twice": ('{"members": ["0", "0"], "nonmembers": ["1"]}', "must list each id once"),
     "no members": ('{"members": [], "nonmembers": ["1"]}', "must name at least one member"),
     "no held-out": ('{"members": ["1"], "nonmembers": []}', "must name held-out images; it has none"),

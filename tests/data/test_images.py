@@ -267,7 +267,7 @@ def test_one_dark_image_among_others_that_use_the_range_is_kept_and_counted(tmp_
     found = scanned(*(folder(tmp_path / str(i), map(deep_png, side)) for i, side in enumerate(values)))
     assert (found.tally.deep, found.tally.dim, found.tally.largest, found.tally.full) == (24, 1, 60_000, 65_535)
     assert found.tally.described(AS_TRAINERS) == (
-        "24 of more than 8 bits (largest value 60,000 of 65,535, 1 of them use less than a quarter of their range)",
+        "24 of more than 8 bits (largest value 60,000 of 65,535, 1 of them uses less than a quarter of their range)",
     )
 
 
@@ -707,7 +707,7 @@ def test_a_few_bright_pixels_do_not_make_a_set_of_12_bit_images_one_of_16():
     night = NO_IMAGES.plus(dim).plus(bright).plus(bright)
     night.refuse("x", AS_TRAINERS)
     assert night.described(AS_TRAINERS) == (
-        "3 of more than 8 bits (largest value 65,535 of 65,535, 1 of them use less than a quarter of their range)",
+        "3 of more than 8 bits (largest value 65,535 of 65,535, 1 of them uses less than a quarter of their range)",
     )
 
 

@@ -105,7 +105,7 @@ def test_a_split_file_may_spell_ids_in_another_way_and_gives_those_of_the_data(t
     cohort = one_source(source, split)
     assert dict(zip(cohort.ids, cohort.member.tolist(), strict=True)) == {"a/0.png": True, COMPOSED: True, "a/1.png": False}
     split.write_text(json.dumps({"members": ["a/0.png", "./A/0.png"], "nonmembers": []}))
-    assert "names 1 ids that" in refusal(lambda: read_split(split, source)), "the exact name has the image"
+    assert "names 1 id that" in refusal(lambda: read_split(split, source)), "the exact name has the image"
     split.write_text(json.dumps({"members": ["0.png"] * 2, "nonmembers": []}))
     assert f"names 2 ids that {tmp_path / 'x'} does not have (first: 0.png; its ids look like " in refusal(
         lambda: read_split(split, source)

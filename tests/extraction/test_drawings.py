@@ -361,6 +361,6 @@ def test_shares_of_the_command_line(capsys, model_folder, digits, tmp_path):
     assert "--shard draws a share into a folder that all shares have: give -o DIR" in refused(capsys, *own, "--shard", "1/2")
     code, out, err = call(capsys, *own, "-o", tmp_path / "out", "--shard", "1/2")
     assert (code, out.strip()) == (0, "this shard is done"), err
-    assert "shard 1/2 is done; 1 chunks of drawings of shard 2 are not: run these, or this same command again when they are" in err
+    assert "shard 1/2 is done; of shard 2, 1 chunk of drawings is not: run what is left, or this same command again when it is done" in err
     code, out, err = call(capsys, *own, "-o", tmp_path / "out", "--shard", "2/2", "--json")
     assert code == 0 and json.loads(out)["images"] == 70, err

@@ -316,14 +316,14 @@ def test_near_duplicates_count_once_and_are_all_listed(tmp_path):
 def test_only_images_of_another_shape_are_said_to_be_resized(tmp_path, digits):
     made = target(Gaussian(0.0, 1 / 3, SCHEDULE))
     np.save(tmp_path / "members.npy", digits[:6])
-    resized = lambda record: [line for line in record.warnings if "were resized" in line]
+    resized = lambda record: [line for line in record.warnings if "resized to" in line]
     assert not resized(extract(made, members=tmp_path / "members.npy", images=4, steps=2, resize=True).record)
     folder = tmp_path / "images"
     folder.mkdir()
     for row, side in enumerate((8, 8, 12)):
         Image.fromarray(digits[row, :, :, 0]).resize((side, side)).save(folder / f"{row}.png")
     (line,) = resized(extract(made, members=folder, images=4, steps=2, resize=True).record)
-    assert line.startswith("1 real images of another shape were resized to 8 x 8")
+    assert line.startswith("1 real image of another shape was resized to 8 x 8")
 
 
 def test_a_call_from_python_takes_a_cohort_and_leaves_nothing_without_an_output(digits, tmp_path, monkeypatch):
@@ -346,7 +346,7 @@ def test_members_that_cannot_be_read_are_left_out_where_that_is_wished(tmp_path,
     with pytest.raises(UserError, match=r"2\.png"):
         extract(target(memoriser(digits[:4])), **settings)
     record = extract(target(memoriser(digits[:4])), **settings, skip_unreadable=True).record
-    assert record.members.n == 3 and "1 unreadable images were left out" in record.warnings
+    assert record.members.n == 3 and "1 unreadable image was left out" in record.warnings
 
 
 BAD = [

@@ -507,10 +507,10 @@ def test_what_libraries_warn_of_while_weights_are_read_is_said_and_recorded(tmp_
     record = diffleak.audit(folder, members=sides[0], nonmembers=sides[1], **given, reference=str(folder)).record
     said = [line for line in record.warnings if line.startswith("while the model was loaded: ")]
     assert len(said) == 2
-    assert "text_encoder/ holds 1 weights that its config.json does not use (first: something.else.weight)" in said[1]
+    assert "text_encoder/ holds 1 weight that its config.json does not use (first: something.else.weight)" in said[1]
     assert "The config attributes {'nonsense': 3} were passed to UNet2DConditionModel" in said[0]
     assert [line for line in record.warnings if line.startswith("of the reference: while the model was loaded: ")]
-    assert capsys.readouterr().err.count("warning: while the model was loaded: text_encoder/ holds 1 weights") == 2
+    assert capsys.readouterr().err.count("warning: while the model was loaded: text_encoder/ holds 1 weight") == 2
     assert hub.load(text_folder(tmp_path / "whole"), "float16", "cpu").warnings == (), "chatter is not recorded"
 
 

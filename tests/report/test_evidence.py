@@ -685,7 +685,7 @@ def test_tables_for_papers_are_printed_and_none_is_made_of_an_invalid_audit(tmp_
 
 def test_without_a_browser_a_pdf_is_refused_in_one_line(leak, tmp_path, monkeypatch):
     monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="none of them is on the PATH: install one, or open report"):
+    with pytest.raises(UserError, match="none of them is on the PATH: install one, or open the page"):
         pdf.write_pdf(on_paper(leak[0]), tmp_path / "report.pdf")
     assert not (tmp_path / "report.pdf").exists()
 

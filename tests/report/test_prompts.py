@@ -76,6 +76,7 @@ def test_an_image_that_cannot_be_shown_is_said_and_a_prompt_is_no_markup(found):
     row = found.record.prompts[0].model_copy(update={"prompt": 'a "<b>' + "\u202e"})
     html = to_html(page(found.record, [Picture(row, None, np.zeros((2, 2), dtype=np.float32))]))
     assert "no image: what the autoencoder gives is not finite" in html and len(images(html)) == 1
+    assert "The prompt of the largest magnitude. Left, " in html, "one, and not 1 prompts"
     assert "it changes nothing" in html and "<b>" not in html and "\u202e" not in html
 
 

@@ -413,4 +413,10 @@ def test_without_limits_nothing_is_gated_and_the_attack_of_each_checkpoint_is_sa
     assert record.last_passing is None and {point.passed for point in record.points} == {None}
     attacks = {point.attack for point in record.points}
     assert (len(attacks) == 1) != any("shown by the attack that its own calibrate part chose" in line for line in record.warnings)
+    labels = iter(("sima", "loss", "sima"))
+    unchosen = [
+        Run(r.name, r.record.model_copy(update={"headline": None, "results": (r.record.result(next(labels)),)}), r.samples) for r in runs
+    ]
+    said = summary(config(lora="out/*"), found, unchosen).warnings
+    assert any("shown by its attack of the largest AUC, so" in line for line in said) and not any("calibrate part chose" in x for x in said)
     assert [point.auc for point in record.points] == [run.record.result(p.attack).auc for p, run in zip(record.points, runs, strict=True)]

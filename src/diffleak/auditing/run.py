@@ -38,7 +38,7 @@ from diffleak.data.membership import draw_of, promise_of
 from diffleak.diffusion.denoiser import Denoiser
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
-from diffleak.errors import GateFailed, InvalidAudit, UserError
+from diffleak.errors import GateFailed, InvalidAudit, UserError, one_or_more
 from diffleak.gating.limits import LIMITS, gates
 from diffleak.records.audit import AuditRecord, Draw, Result
 from diffleak.records.base import now
@@ -419,7 +419,7 @@ def gate(record: AuditRecord, config: AuditConfig) -> None:
     checked = gates(record.results, config, record.split.unit)
     failed = [sentence(gate) for gate in checked if not gate.passed]
     if failed:
-        raise GateFailed("\n".join((f"{len(failed)} of {len(checked)} {'check' if len(checked) == 1 else 'checks'} failed", *failed)))
+        raise GateFailed("\n".join((f"{len(failed)} of {one_or_more(len(checked), 'check')} failed", *failed)))
 
 
 def _unnamed(folder: Folder, plan: Plan) -> UserError | None:

@@ -14,12 +14,13 @@ from diffleak.auditing.plan import Prepared
 from diffleak.data.captions import Captions
 from diffleak.data.duplicates import beside_members
 from diffleak.data.scan import Scan
-from diffleak.errors import shown, visible
+from diffleak.errors import one_or_more, shown, visible
 from diffleak.records.audit import Blind, Result
 from diffleak.records.evidence import GIVES, RELEASED
 from diffleak.records.plan import one_for_all
 from diffleak.records.scores import Scores
 from diffleak.report.judgement import sources
+from diffleak.report.wording import cut_captions, omitted, resized
 from diffleak.stats import evaluation
 from diffleak.stats.blind import finding
 from diffleak.stats.calibration import FEWEST
@@ -98,9 +99,9 @@ def about_copies(scan: Scan) -> tuple[str, ...]:
     count = int(beside_members(scan.clusters, scan.cohort.member).sum())
     if not count:
         return ()
-    are = "image is a near-duplicate of a member" if count == 1 else "images are near-duplicates of members"
+    are = one_or_more(count, "held-out image is a near-duplicate of a member", "held-out images are near-duplicates of members")
     return (
-        f"{count:,} held-out {are}: a leak of the member also raises the held-out copy's score, so the audit "
+        f"{are}: a leak of the member also raises the held-out copy's score, so the audit "
         "underestimates leaks; `diffleak check` lists the pairs",
     )
 
@@ -120,7 +121,8 @@ def _about_units(prepared: Prepared) -> Iterator[str]:
         pairs = np.unique(np.stack([2 * scan.clusters + scan.cohort.member, units.of]), axis=1)[0]
         apart = int((np.unique(pairs, return_counts=True)[1] > 1).sum())
         if apart:
-            yield f"{apart:,} clusters of near-duplicates lie in more than one group of a side, so these groups are not independent"
+            lie = one_or_more(apart, "cluster of near-duplicates lies", "clusters of near-duplicates lie")
+            yield f"{lie} in more than one group of a side, so these groups are not independent"
 
 
 def about_models(prepared: Prepared) -> list[str]:
@@ -178,7 +180,7 @@ def about_reading(prepared: Prepared) -> list[str]:
     """How images and captions were read, and what the model made of them."""
     found = list[str]()
     if prepared.scan.omitted:
-        found.append(f"{len(prepared.scan.omitted)} unreadable images were left out")
+        found.append(omitted(len(prepared.scan.omitted)))
     if images := prepared.images:
         found.append(
             f"how the images were read: {', '.join(images)}; the scores are of the training images only if the training read them in the "
@@ -186,8 +188,7 @@ def about_reading(prepared: Prepared) -> list[str]:
         )
     if prepared.truncated:
         found.append(
-            f"{len(prepared.truncated)} captions are longer than the model's text encoder reads: it read their beginning only "
-            "(audit.json, or inquiry.json of an inquiry, lists the images under truncated)"
+            f"{cut_captions(len(prepared.truncated))} (audit.json, or inquiry.json of an inquiry, lists the images under truncated)"
         )
     captions = prepared.scan.captions
     if captions:
@@ -207,8 +208,7 @@ def about_reading(prepared: Prepared) -> list[str]:
             if isinstance(attack, BlackBox | NoiseProbe)
         ]
     if prepared.config.resize and prepared.scan.resized:
-        resized = f"{prepared.scan.resized} images of another shape were resized"
-        found.append(f"{resized} to {prepared.plan.image_shape} (bicubic, antialiased, centre crop)")
+        found.append(resized(prepared.scan.resized, prepared.plan.image_shape))
     if prepared.plan.buckets:
         found.append(
             f"images were brought to the {len(prepared.plan.buckets)} buckets of --buckets {prepared.config.buckets} as kohya's scripts do "

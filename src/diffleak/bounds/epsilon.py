@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
+from diffleak.errors import GateFailed, InvalidAudit, UserError, one_or_more, shown
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Draw, Promise, Result
 from diffleak.records.base import written
@@ -285,14 +285,16 @@ def _warnings(audited: AuditRecord, coins: Coins, delta: float, promise: Promise
     members, one = audited.split.members, "image" if coins.of is None else "group"
     if coins.shared:
         with_others = "others (near-duplicates, groups)" if coins.of is None else "those of other groups (near-duplicates)"
+        shared = f"image shared its coin with {with_others} and was", f"images shared their coin with {with_others} and were"
         yield (
-            f"{coins.shared:,} images shared their coin with {with_others} and were left out: the bound is for one {one}, and of {one}s "
-            "that come and go together more leaks"
+            f"{one_or_more(coins.shared, *shared)} left out: the bound is for one {one}, and of {one}s that come and go together more leaks"
         )
     if coins.alike:
+        group = "" if coins.of is None else ", or in a group with such,"
+        alike = f"image is a near-duplicate of others{group} and was", f"images are near-duplicates of others{group} and were"
         yield (
-            f"{coins.alike:,} images are near-duplicates of others{'' if coins.of is None else ', or in a group with such,'} and were left "
-            "out: once equal images on both sides are refused, the coins of those that are left fell together"
+            f"{one_or_more(coins.alike, *alike)} left out: once equal images on both sides are refused, the coins of those that are left "
+            "fell together"
         )
     if audited.clusters is None:
         yield from (

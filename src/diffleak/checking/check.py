@@ -21,7 +21,7 @@ from diffleak.data.pixels import ImageShape, fit
 from diffleak.data.scan import FEWEST, fingerprint
 from diffleak.data.sources import open_source
 from diffleak.data.survey import Survey, survey
-from diffleak.errors import InvalidAudit, shown
+from diffleak.errors import InvalidAudit, one_or_more, shown
 from diffleak.records.audit import Blind
 from diffleak.records.base import written
 from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
@@ -218,8 +218,8 @@ def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
         )
     if found.exact_across:
         pairs = [f"{shown(p.first)} = {shown(p.second)}" for p in found.pairs if p.where == "across" and p.exact][:NAMED]
-        are = "held-out image is" if found.exact_across == 1 else "held-out images are"
-        yield f"{found.exact_across:,} {are} pixel for pixel that of a member ({'; '.join(pairs)}): remove from one side"
+        copies = "held-out image equals a member", "held-out images equal members"
+        yield f"{one_or_more(found.exact_across, *copies)} pixel for pixel ({'; '.join(pairs)}): remove from one side"
     if finding(blind) == "different":
         size = f"p = {blind.p_value:.2g}" if blind.p_value is not None else f"AUC {blind.value:.2f}, lower end {blind.low:.2f}"
         yield f"the two sides differ without a model ({size}): hold out images of the same source (`diffleak split`)"
@@ -231,18 +231,17 @@ def _warnings(
     if found.near_across:
         near = [p for p in found.pairs if p.where == "across" and not p.exact][:NAMED]
         pairs = "; ".join(f"{shown(p.first)} ~ {shown(p.second)}" for p in near)
-        are = "image is a near-duplicate of a member" if found.near_across == 1 else "images are near-duplicates of members"
+        near_copies = "held-out image is a near-duplicate of a member", "held-out images are near-duplicates of members"
         yield (
-            f"{found.near_across:,} held-out {are} ({pairs}): a model that knows the one knows the other, "
+            f"{one_or_more(found.near_across, *near_copies)} ({pairs}): a model that knows the one knows the other, "
             "which hides leaks; remove them, or draw the sides with `diffleak split`"
         )
     if found.clusters and found.exact_within + found.near_within:
         within = found.exact_within + found.near_within
-        stand = "pair of copies or near-duplicates stands" if within == 1 else "pairs of copies or near-duplicates stand"
-        yield f"{within:,} {stand} on one side: an audit counts a cluster as one image"
+        stand = one_or_more(within, "pair of copies or near-duplicates stands", "pairs of copies or near-duplicates stand")
+        yield f"{stand} on one side: an audit counts a cluster as one image"
     if looked.unreadable:
-        lost = len(looked.unreadable)
-        yield f"{lost:,} {'image' if lost == 1 else 'images'} cannot be read: replace them, or audit with --skip-unreadable"
+        yield f"{one_or_more(len(looked.unreadable), 'image')} cannot be read: replace them, or audit with --skip-unreadable"
     shapes = dict.fromkeys(name for side in sides for name, _ in side.shapes)
     if len(shapes) > 1:
         first = ", ".join(list(shapes)[:NAMED]) + (", ..." if len(shapes) > NAMED else "")
@@ -270,7 +269,8 @@ def _warnings(
     if column:
         of = [{str(v) for v, m in zip(column, looked.cohort.member, strict=True) if v is not None and m == side} for side in (True, False)]
         if both := sorted(of[0] & of[1]):
-            yield f"{len(both):,} groups have images on both sides (first: {shown(both[0])}); `diffleak split` keeps groups whole"
+            have = one_or_more(len(both), "group has", "groups have")
+            yield f"{have} images on both sides (first: {shown(both[0])}); `diffleak split` keeps groups whole"
 
 
 def _power(members: int, nonmembers: int, fraction: float) -> Power:

@@ -16,7 +16,7 @@ from typing import Literal
 from diffleak.comparison.runs import EntryRuns, Run, pair, quality_of, read_entries
 from diffleak.comparison.swap import NO_HALVES, swap_or_reason, with_halves
 from diffleak.data.draw import calibrate_size
-from diffleak.errors import InvalidAudit, UserError, shown, unknown, visible
+from diffleak.errors import InvalidAudit, UserError, one_or_more, shown, unknown, visible
 from diffleak.records.audit import EARLIER_RATES, Result
 from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import (
@@ -305,12 +305,18 @@ def _quality_metric(entries: Sequence[Entry]) -> tuple[Literal["kid", "frechet"]
     return None, "the entries share neither a KID nor a Fréchet distance"
 
 
+OTHER_HALF = (
+    "image of the other half, which it never saw, is left out of its numbers",
+    "images of the other half, which it never saw, are left out of its numbers",
+)
+
+
 def _warnings(
     entries: Sequence[EntryRuns], compared: Sequence[Entry], attacks: Sequence[str], audited: Sequence[EntryRuns], unused: str | None
 ) -> list[str]:
     found = [
-        f"{entry.name}: {run.name} is on a teacher of one half of the members; {len(run.images.ids) - len(own.images.ids)} images of the "
-        "other half, which it never saw, are left out of its numbers"
+        f"{entry.name}: {run.name} is on a teacher of one half of the members; "
+        + one_or_more(len(run.images.ids) - len(own.images.ids), *OTHER_HALF)
         for entry, kept in zip(audited, entries, strict=True)
         for run, own in zip(entry.runs, kept.runs, strict=True)
         if own is not run

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from diffleak.data.split import FILE as SPLIT
 from diffleak.data.split import find_split
-from diffleak.errors import UserError, shown, unknown
+from diffleak.errors import UserError, one_or_more, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.comparison import Quality
 from diffleak.records.digests import refuse_edited
@@ -170,7 +170,8 @@ def pair(first: Run, second: Run) -> Pairing:
     if len(differ):
         odd = first.images.ids[rows[0][differ[0]]]
         raise UserError(
-            f"an image must be on the same side in both runs; {len(differ)} ids are members in only one of {first.name} and {second.name} "
+            f"an image must be on the same side in both runs; {one_or_more(len(differ), 'id is a member', 'ids are members')} in only one "
+            f"of {first.name} and {second.name} "
             f"(first: {shown(odd)}): audit both with the same split, or a teacher with its half of the members"
         )
     one, two = (numbered(run.number[r]) for run, r in zip((first, second), rows, strict=True))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from diffleak.data.decoding import Decoded, Pixels, of_array
 from diffleak.data.labels import Labels
 from diffleak.data.names import Names
-from diffleak.errors import is_text, shown
+from diffleak.errors import is_text, one_or_more, shown
 from diffleak.records.images import AS_TRAINERS, NOTHING, Decoding, LeftOut
 
 CAPTION_COLUMNS = ("text", "caption")
@@ -86,7 +86,7 @@ def lines_of(text: str) -> Texts:
 
 def several_lines(count: int) -> str:
     """A note on that many caption files of several lines; nothing for none."""
-    return f" ({count:,} ha{'s' if count == 1 else 've'} several lines: the first counts)" if count else ""
+    return f" ({one_or_more(count, 'has', 'have')} several lines: the first counts)" if count else ""
 
 
 def not_blank(texts: Any) -> Texts:

@@ -18,7 +18,7 @@ from pathlib import Path
 from posixpath import normpath
 from typing import TypeVar
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.work.progress import say
 
 Folders = Iterable[tuple[str | Path, str]]  # where images lie, and what stands before their path below it in their ids
@@ -69,7 +69,7 @@ class Names:
 
     @property
     def _counted(self) -> str:
-        return f"{self.strays:,} {'name' if self.strays == 1 else 'names'} of no image"
+        return f"{one_or_more(self.strays, 'name')} of no image"
 
 
 def say_strays(files: Iterable[Names], image_id: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from diffleak.data.image_source import ImageSource
 from diffleak.data.names import matched
 from diffleak.data.split_files import read_sides
-from diffleak.errors import UserError, listed, shown
+from diffleak.errors import UserError, listed, one_or_more, shown
 from diffleak.work.files import write_text
 from diffleak.work.reading import Unreadable, load_json
 
@@ -142,13 +142,13 @@ def read_split(path: Path, source: ImageSource) -> tuple[Ids, Ids]:
     missing = [i for i in sides[0] + sides[1] if i not in meant]
     if missing:
         raise UserError(
-            f"{path} names {len(missing):,} ids that {source.name} does not have (first: {shown(missing[0])}; "
+            f"{path} names {one_or_more(len(missing), 'id')} that {source.name} does not have (first: {shown(missing[0])}; "
             f"its ids look like {shown(source.ids[0])})"
         )
     members, nonmembers = (tuple(meant[i] for i in side) for side in sides)
     both = set(members) & set(nonmembers)
     if both:
-        raise UserError(f"{path} has {len(both):,} ids on both sides (first: {shown(min(both))})")
+        raise UserError(f"{path} has {one_or_more(len(both), 'id')} on both sides (first: {shown(min(both))})")
     if len(set(members)) + len(set(nonmembers)) != len(members) + len(nonmembers):
         raise UserError(f"{path} must list each id once; one is there twice: remove it")
     if not members:
@@ -195,7 +195,7 @@ def read_defence(path: Path) -> Defence:
         raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {shown(others[0])})")
     both = set(first) & set(second)
     if both or not first or not second:
-        found = f"{len(both)} ids are in both (first: {shown(min(both))})" if both else "one is empty"
+        found = f"{one_or_more(len(both), 'id is', 'ids are')} in both (first: {shown(min(both))})" if both else "one is empty"
         raise UserError(f"{path}: the halves must be disjoint and hold images; {found}")
     return Defence(path, split.halves, split.teachers)
 

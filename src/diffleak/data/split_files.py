@@ -15,7 +15,7 @@ import numpy as np
 from diffleak.data.image_source import ImageSource
 from diffleak.data.metadata import needed
 from diffleak.data.names import matched
-from diffleak.errors import WHY, UserError, listed, refusing, shown
+from diffleak.errors import WHY, UserError, listed, one_or_more, refusing, shown
 from diffleak.work.progress import say
 from diffleak.work.reading import Unreadable, load_npy, load_table, load_text, opened, parsing
 
@@ -83,7 +83,8 @@ def _csv(path: Path, source: ImageSource) -> Sides:
         sides[side].append(str(name))
         words[said] += side == "aside"
     if aside := +words:
-        say(f"note: {len(sides['aside']):,} images of {path} are on neither side ({listed(aside, 60)})")
+        left = one_or_more(len(sides["aside"]), f"image of {path} is", f"images of {path} are")
+        say(f"note: {left} on neither side ({listed(aside, 60)})")
     return tuple(sides["member"]), tuple(sides["nonmember"])
 
 
@@ -103,7 +104,7 @@ def _rows(numbers: np.ndarray, source: ImageSource) -> tuple[str, ...]:
         )
     outside = numbers[(numbers < 0) | (numbers >= len(source))]
     if len(outside):
-        count = f"{len(outside):,} of its numbers are no rows of {shown(source.name)}"
+        count = f"{one_or_more(len(outside), 'of its numbers is no row', 'of its numbers are no rows')} of {shown(source.name)}"
         raise ValueError(f"{count}, which has {len(source):,}; first: {outside[0]}")
     return tuple(map(str, numbers.tolist()))
 
@@ -118,7 +119,8 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
 def _rest(path: Path, members: tuple[str, ...], source: ImageSource) -> tuple[str, ...]:
     known = set(members)
     rest = tuple(image_id for image_id in source.ids if image_id not in known)
-    say(f"note: {path} names members alone; the other {len(rest):,} images of {shown(source.name)} count as held out")
+    other = f"image of {shown(source.name)} counts" if len(rest) == 1 else f"{len(rest):,} images of {shown(source.name)} count"
+    say(f"note: {path} names members alone; the other {other} as held out")
     return rest
 
 

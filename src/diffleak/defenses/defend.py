@@ -20,7 +20,7 @@ from diffleak.data.split import FILE, Ids, Split, find_split, read_split
 from diffleak.defenses.config import DefendConfig
 from diffleak.defenses.halves import halves_of
 from diffleak.defenses.teachers import one_teacher, refuse_unfit_teachers, split_of, train_teachers
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.records.run_folder import TRAINED, refuse_other_command
 from diffleak.training.config import TrainConfig
 from diffleak.training.distillation import Lesson
@@ -88,7 +88,7 @@ def _held_out(config: DefendConfig, members: Set[str], ids: Ids) -> Ids:
     if set(listed) != members:
         raise UserError(
             f"{config.split} must have the members that the teachers were trained on; "
-            f"{len(set(listed) ^ members)} ids are in only one of the two"
+            f"{one_or_more(len(set(listed) ^ members), 'id is', 'ids are')} in only one of the two"
         )
     return held_out
 

@@ -35,7 +35,7 @@ from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, png, shape_of
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.extraction.config import DRAWS, IMAGES, ExtractConfig, read_cohort
 from diffleak.extraction.nearest import Distance, Nearest, distances
 from diffleak.extraction.sides import Side, counted_once, read_sides, tally_of
@@ -47,10 +47,10 @@ from diffleak.records.digests import write_recorded
 from diffleak.records.extraction import FILE, PAGE, PAIRS, CopyRates, ExtractCosts, ExtractionRecord, Pair, read_extraction
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.run_folder import refuse_other_command
-from diffleak.report import to_html
+from diffleak.report import to_html, wording
 from diffleak.report.pages.extraction import page
 from diffleak.report.sections.extraction import SHOWN, Pictures
-from diffleak.report.wording import adapter, one_or_more
+from diffleak.report.wording import adapter
 from diffleak.stats import extraction as stats
 from diffleak.work.files import checked_folder, closing, open_to_others
 from diffleak.work.progress import say
@@ -126,11 +126,11 @@ class Prepared:
     def describe(self) -> str:
         """The plan in one line."""
         drawing, target = self.drawing, self.target
-        others = f" and {len(self.held_out):,} held-out images" if self.held_out else ""
+        others = f" and {one_or_more(len(self.held_out), 'held-out image')}" if self.held_out else ""
         each = f" ({self.draws} for each caption, guidance {drawing.guidance_scale:g})" if self.draws else ""
         return (
-            f"plan: {adapter(target.lora, target.lora_scale, target.embedding)}{len(self.members):,} members{others}; "
-            f"{drawing.n:,} images ({drawing.shape}){each} by {drawing.sampler} in {drawing.steps} steps, "
+            f"plan: {adapter(target.lora, target.lora_scale, target.embedding)}{one_or_more(len(self.members), 'member')}{others}; "
+            f"{one_or_more(drawing.n, 'image')} ({drawing.shape}){each} by {drawing.sampler} in {one_or_more(drawing.steps, 'step')}, "
             f"{drawing.n * drawing.forwards:,} forwards; nearest by {self.encoder.name if self.encoder else 'tiled pixel distance'}"
         )
 
@@ -327,8 +327,9 @@ def _share_drawn(prepared: Prepared, folder: Path, kept: Drawings | None, share:
     if config.shard:
         if left := missing():
             say(
-                f"shard {config.shard} is done; {len(left)} chunks of drawings of shard {workers_of(chunks, left, share.count)} are not: "
-                "run these, or this same command again when they are"
+                f"shard {config.shard} is done; of shard {workers_of(chunks, left, share.count)}, "
+                f"{one_or_more(len(left), 'chunk of drawings is', 'chunks of drawings are')} not: run what is left, or this same command "
+                "again when it is done"
             )
         return not left
     if share.rank:
@@ -467,13 +468,13 @@ def _warnings(prepared: Prepared) -> tuple[str, ...]:
         distinct = tuple(dict.fromkeys(prepared.captions))
         found += target.unnamed(distinct)
         if cut := len(target.text.truncated(distinct)):
-            found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
+            found.append(wording.cut_captions(cut))
     if resized := prepared.members.resized + (held_out.resized if held_out else 0):
-        found.append(f"{resized} real images of another shape were resized to {drawing.shape} (bicubic, antialiased, centre crop)")
+        found.append(wording.resized(resized, drawing.shape, "real image"))
     if images := tally_of(prepared.members, held_out).described(prepared.config.decoding, drawing.shape.channels == 4):
         found.append(f"how the real images were read: {', '.join(images)}")
     if omitted := prepared.members.omitted + (held_out.omitted if held_out else 0):
-        found.append(f"{omitted} unreadable images were left out")
+        found.append(wording.omitted(omitted))
     if repeated := int((~prepared.distinct.members).sum()):
         alike = one_or_more(repeated, "member is a near-duplicate", "members are near-duplicates")
         found.append(

@@ -32,7 +32,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import Comparison
 from diffleak.records.plan import Split
 from diffleak.records.scores import Unit
-from diffleak.records.variants import VARIANTS, masked_label, may_lead
+from diffleak.records.variants import may_lead, speaks_of
 from diffleak.report.wording import beside
 from diffleak.stats import metrics
 from diffleak.stats.calibration import PLAIN
@@ -74,12 +74,13 @@ def gates(results: Sequence[Result], config: Config, unit: Unit = "image") -> tu
 
 def gates_compared(record: Comparison, config: Config) -> tuple[Gate, ...]:
     """Each limit against each result of every entry of a comparison but the baseline, which is the undefended model."""
-    reference, excess = (masked_label("", variant) for variant in VARIANTS)
     numbers = [
-        Judged(f"{entry.name}{f' ({r.run})' if len(entry.runs) > 1 else ''}: {r.attack}", r.auc, r.tpr_at_1pct, excess in r.attack)
+        Judged(
+            f"{entry.name}{f' ({r.run})' if len(entry.runs) > 1 else ''}: {r.attack}", r.auc, r.tpr_at_1pct, speaks_of(r.attack, "excess")
+        )
         for entry in record.entries[1:]
         for r in entry.results
-        if may_lead(r.mask) and reference not in r.attack
+        if may_lead(r.mask) and not speaks_of(r.attack, "reference")
     ]
     return tuple(_gates(numbers, config, " of groups" if record.unit == "group" else ""))
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffleak.errors import WHY, UserError, refusing, shown
+from diffleak.errors import WHY, UserError, one_or_more, refusing, shown
 from diffleak.hub.folders import LONGEST_PATH, diffusers_library, file_of
 from diffleak.hub.states import is_eighth, load_state
 from diffleak.records.plan import Embedding
@@ -82,7 +82,7 @@ def embed(pipeline: Any, embeddings: Sequence[Learned]) -> tuple[Embedding, ...]
     for learned in embeddings:
         with refusing(UserError, f"the embedding {shown(learned.file, LONGEST_PATH)} does not match the model: {WHY}"):
             _add(pipeline, learned)
-        several = "1 vector" if len(learned.tokens) == 1 else f"{len(learned.tokens)} vectors"
+        several = one_or_more(len(learned.tokens), "vector")
         say(f"embedding: '{learned.word}' in captions stands for the {several} of {learned.file}")
     if any(len(learned.tokens) > 1 for learned in embeddings):
         alone = {token.lower(): token for learned in embeddings for token in learned.tokens}  # one that has another in it stays whole

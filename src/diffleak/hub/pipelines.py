@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffleak.diffusion.conditions import Prompts, TextEncoder
-from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown
+from diffleak.errors import WHY, UserError, first_lines, one_or_more, pip_install, refusing, shown
 from diffleak.hub import flow_models
 from diffleak.hub.configs import load_object, read_json
 from diffleak.hub.folders import (
@@ -482,7 +482,8 @@ def _encoder(folder: Path, name: str, dtype: torch.dtype, state: Mapping[str, Te
         raise UserError(unfit(where or f"{folder}", f"first: {min(info['missing_keys'])}", not where))
     unused = info["unexpected_keys"]  # harmless, unless config.json is that of a smaller encoder
     if unused:
-        warnings.warn(f"{folder.name}/ holds {len(unused)} weights that its config.json does not use (first: {min(unused)})", stacklevel=2)
+        weights = one_or_more(len(unused), "weight")
+        warnings.warn(f"{folder.name}/ holds {weights} that its config.json does not use (first: {min(unused)})", stacklevel=2)
     return encoder.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 

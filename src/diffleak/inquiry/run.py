@@ -30,7 +30,7 @@ from diffleak.data.membership import check_membership
 from diffleak.data.sources import open_source
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target
-from diffleak.errors import InvalidAudit, UserError
+from diffleak.errors import InvalidAudit, UserError, one_or_more
 from diffleak.inquiry.config import GROUPS, InquireConfig, inquired, refuse_few
 from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, written
@@ -310,24 +310,20 @@ def _warnings(
         )
     found += [f"{attack} gives every image the same score, and was left out" for attack in constant]
     if across.any():
-        beside = f"{_some(int((across & member).sum()), 'image')} in question and {_some(int((across & ~member).sum()), 'control')}"
+        question, controls = int((across & member).sum()), int((across & ~member).sum())
+        beside = f"{one_or_more(question, 'image')} in question and {one_or_more(controls, 'control')}"
         found.append(
             f"{beside} are near-duplicates of each other and were not tested: a control must not show what an image in question shows. "
             "To ask about these images, take the controls out"
         )
     if repeated:
-        are = "is a near-duplicate" if repeated == 1 else "are near-duplicates"
-        found.append(f"{_some(repeated, 'image')} {are} of another of their side; each cluster counts once")
+        are = one_or_more(repeated, "image is a near-duplicate", "images are near-duplicates")
+        found.append(f"{are} of another of their side; each cluster counts once")
     if prepared.plan.captions == "empty":
         own, every = prepared.plan.captions_found or 0, len(member)
         some = f" ({own} of {every} have one of their own: --captions FILE can give the others theirs)" if 0 < own < every else ""
         found.append(f"the model was given the empty caption with every image: with the captions it was trained on, more may show{some}")
     return (*found, *about_reading(prepared))
-
-
-def _some(n: int, what: str) -> str:
-    """1 image, 2 images."""
-    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def save(record: InquiryRecord, folder: Path) -> None:

@@ -13,6 +13,7 @@ Without held-out pictures a copy and a subject that was learnt well cannot be to
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from diffleak.errors import one_or_more
 from diffleak.gating.limits import guessing_reaches, images_needed
 from diffleak.records.audit import AuditRecord, Gate, Result
 from diffleak.records.headers import PEFT_CONFIG, WORDS
@@ -94,7 +95,7 @@ def too_few(limit: float, pictures: int, held_out: int, fraction: float, since: 
     needed = images_needed("max_excess_auc", limit, pictures, held_out, fraction)
     so_far = "has no interval" if reach is None else f"may be up to {beside(reach, limit)}"
     least = f"It takes at least {count(needed)} pictures on each side." if needed else "Set a higher limit."
-    few = f"With {count(pictures)} pictures and {count(held_out)} held out{since}, no checkpoint can meet the limit of {limit:g}"
+    few = f"With {one_or_more(pictures, 'picture')} and {count(held_out)} held out{since}, no checkpoint can meet the limit of {limit:g}"
     return f"{few}: the AUC of even an attack that only guesses {so_far}. {least}"
 
 
@@ -126,7 +127,7 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
         parts.append(f"By the attacks that were run, may be published: {_named(by['publish'], checkpoints)}.")
     if by["undecided"]:
         beside = f" and {count(held_out)} held out" if held_out else " and none held out"
-        parts.append(f"Undecided with {count(pictures)} pictures{beside}: {_named(by['undecided'], checkpoints)}.")
+        parts.append(f"Undecided with {one_or_more(pictures, 'picture')}{beside}: {_named(by['undecided'], checkpoints)}.")
     if suspected := [each.name for each in checkpoints if each.redrawn and look_first(each.redrawn)]:
         parts.append(f"Look first at the pairs of {_named(suspected, checkpoints)}: their drawings come closer than the base's.")
     if by["undecided"] and not held_out:

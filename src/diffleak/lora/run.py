@@ -18,7 +18,7 @@ from diffleak.data.captions import own_if_any
 from diffleak.data.cohort import two_sources
 from diffleak.data.enough import counted_before, since
 from diffleak.data.image_source import ImageSource
-from diffleak.errors import SettingError, UserError, shown
+from diffleak.errors import SettingError, UserError, one_or_more, shown
 from diffleak.extraction.config import ExtractConfig
 from diffleak.extraction.extract import search
 from diffleak.gating.limits import gates
@@ -64,7 +64,7 @@ def lora(config: LoraConfig, inputs: Inputs | None = None, log: Callable[[str], 
     repeats = _repeats(config.pictures, source)
     captions = config.captions or _captions(source, repeats)
     folder = checked_folder(config.output)
-    log(f"pictures: {source.found}" + "".join(f"; {name}: {n} repeats in an epoch" for name, n in repeats.items()))
+    log(f"pictures: {source.found}" + "".join(f"; {name}: {one_or_more(n, 'repeat')} in an epoch" for name, n in repeats.items()))
     guessed = (NO_CAPTION,) if captions == "empty" and config.captions is None else ()
     log(f"captions: {shown(captions)}" + ("" if config.captions else " (chosen by what was found; --captions chooses another)"))
     for line in guessed:

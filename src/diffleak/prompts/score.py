@@ -41,7 +41,7 @@ from diffleak.diffusion.environment import environment
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.prompts.statistics import FORWARDS, asked_at, draw, from_noise
@@ -177,16 +177,15 @@ class Asking:
     def describe(self) -> str:
         """The plan in one line."""
         config, first, low = self.config, *self.timesteps
-        several = "s" if config.images > 1 else ""
         how = (
-            f"{config.images} image{several} each in {config.steps} steps at guidance {config.guidance_scale:g}, "
+            f"{one_or_more(config.images, 'image')} each in {one_or_more(config.steps, 'step')} at guidance {config.guidance_scale:g}, "
             f"t-error at {config.timestep}"
             if config.draw
-            else f"{config.images} noise{several} each at timesteps {first} and {low}, nothing drawn"
+            else f"{one_or_more(config.images, 'noise')} each at timesteps {first} and {low}, nothing drawn"
         )
         total = len(self.texts) * self.forwards
         added = adapter(self.target.lora, self.target.lora_scale, self.target.embedding)
-        return f"plan: {added}{len(self.texts):,} prompts, {how}; {total:,} forwards"
+        return f"plan: {added}{one_or_more(len(self.texts), 'prompt')}, {how}; {total:,} forwards"
 
 
 def find_memorised(
@@ -391,7 +390,7 @@ def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
     assert asking.target.text is not None, "checked before anything is computed"
     found, lost = [*asking.target.warnings, *asking.target.unnamed(lists.texts)], len(asking.target.text.truncated(lists.texts))
     if lists.repeated:
-        found.append(f"{lists.repeated} {'repetition' if lists.repeated == 1 else 'repetitions'} of a prompt left out: each counts once")
+        found.append(f"{one_or_more(lists.repeated, 'repetition')} of a prompt left out: each counts once")
     if lost:
         found.append(f"{lost} of {len(lists.texts)} prompts longer than the text encoder takes: their ends were not read")
     if not asking.config.draw:

@@ -25,7 +25,7 @@ from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, png, shape_of
 from diffleak.diffusion.environment import environment
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.generation import Drawing, draw, plan_drawing
 from diffleak.hub.encoders import Extractor, open_extractor, probe
 from diffleak.quality import copies
@@ -39,9 +39,9 @@ from diffleak.records.digests import write_recorded
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.quality import FILE, PAGE, Copies, Metric, MetricName, QualityCosts, QualityRecord, read_quality
 from diffleak.records.run_folder import read_plan, refuse_other_command
-from diffleak.report import to_html
+from diffleak.report import to_html, wording
 from diffleak.report.pages.quality import Pictures, page
-from diffleak.report.wording import adapter, labels_from, one_or_more
+from diffleak.report.wording import adapter, labels_from
 from diffleak.stats.images import frechet_distance, inception_score, kernel_difference, kernel_distance, precision_recall
 from diffleak.work.files import checked_folder, closing, open_to_others, write_text
 from diffleak.work.folder import UNKNOWN
@@ -111,7 +111,7 @@ class Prepared:
         given = f"of {self.prompts.described}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
         return (
             f"plan: {adapter(self.target.lora, self.target.lora_scale, self.target.embedding)}"
-            f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {drawing.steps} steps, "
+            f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {one_or_more(drawing.steps, 'step')}, "
             f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
         )
@@ -344,19 +344,19 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None, 
         found += prepared.target.unnamed(prepared.prompts.distinct)
         cut = len(prepared.target.text.truncated(prepared.prompts.distinct))
         if cut:
-            found.append(f"{cut} captions are longer than the model's text encoder reads: it read their beginning only")
+            found.append(wording.cut_captions(cut))
         if len(prepared.prompts.distinct) < prepared.drawing.n:
             found.append(
-                f"{prepared.drawing.n} images were drawn of {len(prepared.prompts.distinct)} different captions; "
+                f"{prepared.drawing.n} images were drawn of {one_or_more(len(prepared.prompts.distinct), 'different caption')}; "
                 "intervals treat them as independent"
             )
     if resized := reference.resized + (training.resized if training else 0):
-        found.append(f"{resized} real images of another shape were resized to {prepared.drawing.shape} (bicubic, antialiased, centre crop)")
+        found.append(wording.resized(resized, prepared.drawing.shape, "real image"))
     if images := tally_of(reference, training).described(prepared.config.decoding, prepared.drawing.shape.channels == 4):
         found.append(f"how the real images were read: {', '.join(images)}")
     omitted = reference.omitted + (training.omitted if training else 0)
     if omitted:
-        found.append(f"{omitted} unreadable images were left out")
+        found.append(wording.omitted(omitted))
     alike = ("reference image is a near-duplicate", "reference images are near-duplicates")
     if counted.again:
         once = "copies and the KID difference count each cluster once; " if training else ""

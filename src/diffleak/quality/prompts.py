@@ -8,7 +8,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.draw import keyed_order
 from diffleak.data.names import say_strays
 from diffleak.data.prompts import read_prompts
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.quality.config import QualityConfig
 
 
@@ -37,7 +37,7 @@ def choose_prompts(config: QualityConfig, takes_text: bool, reference: Cohort) -
         return None
     if config.prompts:
         texts = read_prompts(config.prompts)
-        return Prompts(_repeated(texts, config.images), f"{len(texts)} texts of {config.prompts}")
+        return Prompts(_repeated(texts, config.images), f"{one_or_more(len(texts), 'text')} of {config.prompts}")
     choice = config.captions or "own"
     chosen = choose_captions(reference, choice, config.seed)
     say_strays(chosen.names, reference.ids[0])

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from diffleak.errors import one_or_more
 from diffleak.records.audit import Blind, RateAtFPR
 from diffleak.records.base import Estimate, Record, Written, read_json
 from diffleak.records.quality import ImageSet, Metric
@@ -125,7 +126,7 @@ class Quality(Record):
     @property
     def drawn(self) -> str:
         """How the images were drawn."""
-        return f"{self.sampler} of {self.steps} steps"
+        return f"{self.sampler} of {one_or_more(self.steps, 'step')}"
 
     def metric(self, name: str) -> Metric | None:
         """One metric by its name; None where it was not computed."""

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from diffleak.errors import WHY, DiffleakError, UserError, refusing, shown
+from diffleak.errors import WHY, DiffleakError, UserError, one_or_more, refusing, shown
 from diffleak.records.base import Record, Version, now, read_json
 from diffleak.work.files import checked_folder, hash_file, in_turn, write_bytes, write_text
 from diffleak.work.progress import say
@@ -219,7 +219,7 @@ def closing(found: Iterable[Checked], made: Sealed | None) -> tuple[str, ...]:
     all_of = f"All {n:,} recorded files are unchanged." if n > 1 else "The one recorded file is unchanged."
     all_of = all_of if n else f"{FILE} names no file, so nothing was compared."
     more = f" Nothing was recorded of {others:,} more (unknown)." if others else ""
-    over = f" over {made.files:,} files (not report.html, which prints it)" if made else ""
+    over = f" over {one_or_more(made.files, 'file')} (not report.html, which prints it)" if made else ""
     hashes = (f"audit.json    SHA-256 {made.audit}", f"whole record  SHA-256 {made.whole}{over}") if made else ()
     return (all_of + more + (" Compare these two hashes with those that the report or the card prints:" if made else ""), *hashes)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from diffleak.errors import WHY, UserError, refusing, shown
+from diffleak.errors import WHY, UserError, one_or_more, refusing, shown
 from diffleak.records.base import Record
 from diffleak.work.reading import PICKLES, Header, Unreadable, found_at, load_header, load_json
 
@@ -157,7 +157,7 @@ class Leaf(NamedTuple):
 def in_words(kind: str, count: int) -> str:
     """A number of values of a kind: "214 captions and tags"."""
     one, several = WORDS[kind]  # type: ignore[index]
-    return f"{count:,} {one if count == 1 else several}"
+    return one_or_more(count, one, several)
 
 
 def only_file(given: Path) -> Path:

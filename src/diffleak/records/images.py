@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.work.reading import load_json
 
 Exif = Literal["apply", "ignore"]
@@ -160,17 +160,20 @@ class Tally:
         if decoding.white is not None:
             return
         if self.without_range:
+            of = "whole numbers of 32 bits"
+            hold = f"file in {where} holds {of} and does not say it", f"files in {where} hold {of} and do not say it"
             raise UserError(
-                f"something must say which value is white; {_files(self.without_range)} in {where} hold whole numbers of 32 bits (largest "
-                f"value of those above 8 bits: {self.largest}) and do not say it: give --white LEVEL"
+                f"something must say which value is white; {one_or_more(self.without_range, *hold)} (largest value of those above 8 bits: "
+                f"{self.largest}): give --white LEVEL"
             )
         if self.deep and 2 * self.dim >= self.deep:  # more than a few night pictures
             white = f"give the value that is white as --white LEVEL, such as 4095 for 12 bits, or {self.full} if they are that dark"
             way = "convert them to 8 bits" if self.upper else white
-            which = _files(self.deep) if self.dim == self.deep else f"{self.dim:,} of {_files(self.deep)}"
+            which = one_or_more(self.deep, "file") if self.dim == self.deep else f"{self.dim:,} of {one_or_more(self.deep, 'file')}"
+            use = "uses" if self.dim == 1 else "use"
             raise UserError(
-                f"images of more than 8 bits must use their range; {which} in {where} use less than a quarter of it (largest value of all: "
-                f"{self.largest:,} of {self.full:,}), so that they would be nearly black: {way}"
+                f"images of more than 8 bits must use their range; {which} in {where} {use} less than a quarter of it (largest value of "
+                f"all: {self.largest:,} of {self.full:,}), so that they would be nearly black: {way}"
             )
 
     def refuse_white(self, decoding: Decoding) -> None:
@@ -182,7 +185,8 @@ class Tally:
         """The counts that are not zero, in words."""
         alpha = "" if keeps_alpha else " (alpha dropped)" if decoding.alpha == "drop" else f" (laid on {decoding.alpha})"
         white = f"white is {decoding.white:,}" if decoding.white else f"largest value {self.largest or 0:,} of {self.full or 0:,}"
-        dim = f", {self.dim:,} of them use less than a quarter of their range" if self.dim and not decoding.white else ""
+        use = f"{self.dim:,} of them {'uses' if self.dim == 1 else 'use'} less than a quarter of their range"
+        dim = f", {use}" if self.dim and not decoding.white else ""
         named = lambda first: "" if first is None else f"; first: '{shown(first)}'"
         found = (
             (self.turned, "turned upright by EXIF"),
@@ -237,8 +241,8 @@ def refuse_other_reading(trained: Path, decoding: Decoding, tally: Tally, keeps_
             of = f"no value for {key}" if record.get(key) is None else f"{key} {shown(record[key])}"
             got = "none" if here is None else here
             raise UserError(
-                f"images must be read as the model's training read them; {trained} has {of}, got {got}, and {differ:,} "
-                f"{'image differs' if differ == 1 else 'images differ'} by it: {way}"
+                f"images must be read as the model's training read them; {trained} has {of}, got {got}, and "
+                f"{one_or_more(differ, 'image differs', 'images differ')} by it: {way}"
             )
 
 
@@ -249,7 +253,3 @@ def _filled(tally: Tally) -> tuple[float, int]:
     """How much of their range the values of a set fill; a range that no file says counts as the fullest."""
     largest = -1 if tally.largest is None else tally.largest
     return (largest / (tally.full or 1), largest)
-
-
-def _files(count: int) -> str:
-    return f"{count:,} file" if count == 1 else f"{count:,} files"

@@ -23,6 +23,11 @@ def masked_label(attack: str, mask: str) -> str:
     return f"{attack}[{mask}]"
 
 
+def speaks_of(label: str, variant: Variant) -> bool:
+    """True for a label of scores in the reference, or on the excess over it."""
+    return masked_label("", variant) in label
+
+
 def base_label(label: str, *variants: str | None) -> str:
     """The attack behind a label: `sima` for `sima[influence:0.4]`, given the variants that were put after it, the first one first."""
     for variant in reversed(variants):

@@ -181,7 +181,7 @@ def _write(folder: Path, kind: Kind, form: str, thumbnails: bool) -> Written:
 def _pictures(folder: Path, record: Record) -> Pictures:
     """The pictures of the closest pairs, which the command leaves with --thumbnails."""
     if not isinstance(record, ExtractionRecord):
-        raise UserError(f"{folder} keeps no pictures, so its page shows none: leave out --thumbnails")
+        raise UserError(f"{folder} keeps no pictures of pairs, which --thumbnails shows: leave it out")
     ranked = {pair.id: f"{rank:03d}-member.png" for rank, pair in enumerate(record.pairs[:SHOWN], 1)}
     drawn = {pair.image: f"{rank:03d}-drawing-{pair.image}.png" for rank, pair in enumerate(record.pairs[:SHOWN], 1)}
     lost = next((name for name in (*ranked.values(), *drawn.values()) if not (folder / PAIRS / name).is_file()), None)

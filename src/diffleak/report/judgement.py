@@ -38,7 +38,7 @@ from diffleak.records.evidence import Evidence, KnownAttack, Release
 from diffleak.records.run_folder import read_audit
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.wording import IMAGES, Counted, count, counted, percent, spoken
-from diffleak.stats.blind import INVALID_P, POWER, finding, may_explain
+from diffleak.stats.blind import INVALID_P, POWER, Finding, finding, may_explain
 from diffleak.stats.calibration import PLAIN, RECONSTRUCTION
 from diffleak.stats.metrics import ALPHA
 from diffleak.stats.reasons import in_given_images
@@ -404,6 +404,9 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
     """What a calibrated or masked attack, or one on the excess, is, for those who meet its label first."""
     if result.complexity is not None:
         before = visible(base_label(result.attack, CALIBRATED))
+        if result.complexity == PLAIN:
+            most = "in most divisions " if record.split.repeats > 1 else ""
+            return (f"{visible(result.attack)} is the attack {before}: {most}no correction for how simple each image is was chosen.",)
         whose = "the reconstruction of each image" if result.complexity == RECONSTRUCTION else "each image"
         return (
             f"{visible(result.attack)} is the attack {before}, corrected for how simple {whose} is: the score that its complexity predicts "
@@ -498,12 +501,12 @@ def _settle(blind: Blind) -> str:
 
 
 def sources(blind: Blind) -> str:
-    """What the check for different sources says, of the classes and of the pixels."""
+    """What the check for different sources says, of the classes and of the pixels; it is fair only if both say so."""
     classes = ""
     if blind.labels_p_value is not None and blind.labels_p_value <= INVALID_P:
         classes = (
-            f"The classes of members and held-out images differ by more than chance (p = {blind.labels_p_value:.2g}), and the model is "
-            "given the class, so a score may separate the sides by it alone. "
+            f"The classes of members and held-out images differ by more than chance (p = {blind.labels_p_value:.2g}), so a score of a "
+            "model that is given the class may separate the sides by it alone. "
         )
     return classes + _pixels(blind)
 
@@ -515,32 +518,38 @@ def _pixels(blind: Blind) -> str:
     if blind.value is None or blind.low is None or blind.high is None:
         why = f" ({visible(blind.reason)})" if blind.reason else ""
         unknown = f"It was not checked whether the two sides come from the same source{why}"
-        return f"{unknown}; if they do not, the numbers do not measure membership."
+        return f"{unknown}; if they do not, the numbers of an audit do not measure membership."
     value, ends = spoken(blind)
     classifier = "A classifier that sees only pixel statistics and never the model"
     text = f"{classifier} picks the member {value} of the time (95 % interval {ends})"
     return text + _of_pixels(blind)
 
 
+def _found_in_pixels(blind: Blind) -> Finding:
+    """What the check found in the pixels, whatever the classes are."""
+    return finding(blind.model_copy(update={"labels_p_value": None}))
+
+
 def _of_pixels(blind: Blind) -> str:
     """What a check of pixels means, behind what it found."""
-    means = {
-        "different": ". The images of the two sides differ by themselves, so a score may separate them without any membership.",
-        "perhaps": ". So part of what the attacks find may come from the images and not from the model.",
+    means: dict[Finding, str] = {
+        "different": "The images of the two sides differ by themselves, so a score may separate them without any membership",
+        "perhaps": "So part of what attacks find may come from the images and not from the model",
+        "alike": "The pixels show no difference between the sides" if finding(blind) == "different" else FAIR,
     }
-    return means.get(finding(blind.model_copy(update={"labels_p_value": None})), f". {FAIR}.")
+    return f". {means[_found_in_pixels(blind)]}."
 
 
 def _permuted(blind: Blind, p_value: float) -> str:
     """What the permutation test says, and what it would have found."""
     named = f"the best single pixel statistic ({blind.statistic})" if blind.statistic else "the best single pixel statistic"
     picks = f"picks the member {percent(blind.value, 0)} of the time" if blind.value is not None else "was compared"
-    chance = ", so chance can explain it" if FAIR in _of_pixels(blind) else ""
+    chance = ", so chance can explain it" if _found_in_pixels(blind) == "alike" else ""
     text = (
         f"Without the model, {named} {picks}. If the same images are divided at random, the best statistic does as well or better in "
         f"{percent(p_value, 0)} of cases (p = {p_value:.2g}){chance}{_of_pixels(blind)}"
     )
-    if finding(blind.model_copy(update={"labels_p_value": None})) == "different":
+    if _found_in_pixels(blind) == "different":
         return text
     if blind.detectable_auc is None:
         return f"{text} With so few images this check can miss any difference."

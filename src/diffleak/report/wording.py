@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.base import Estimate
 from diffleak.records.scores import Unit
 
@@ -64,9 +64,21 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
-def one_or_more(n: int, one: str, more: str) -> str:
-    """A count and what is said of it: "1 image is left out", "1,600 images are left out"."""
-    return f"{count(n)} {one if n == 1 else more}"
+def cut_captions(n: int) -> str:
+    """The warning of captions that are longer than the text encoder reads."""
+    cut = "longer than the model's text encoder reads"
+    return one_or_more(n, f"caption is {cut}: it read the beginning only", f"captions are {cut}: it read their beginning only")
+
+
+def resized(n: int, shape: object, image: str = "image") -> str:
+    """The warning of images of another shape than the model's."""
+    how = f"resized to {shape} (bicubic, antialiased, centre crop)"
+    return one_or_more(n, f"{image} of another shape was {how}", f"{image}s of another shape were {how}")
+
+
+def omitted(n: int) -> str:
+    """The warning of images that cannot be read."""
+    return one_or_more(n, "unreadable image was left out", "unreadable images were left out")
 
 
 def number(x: float, decimals: int = 1) -> str:
@@ -172,7 +184,8 @@ def moment(iso: str) -> str:
 
 def nearer_than_base(nearer: int, pictures: int) -> str:
     """How many pictures an adapter draws more closely than its base draws any."""
-    return f"for {count(nearer)} of {count(pictures)} pictures the adapter's nearest drawing is closer than the base comes to any picture"
+    of = one_or_more(pictures, "picture")
+    return f"for {count(nearer)} of {of} the adapter's nearest drawing is closer than the base comes to any picture"
 
 
 def last_part(model: str) -> str:

@@ -17,7 +17,7 @@ from diffleak.data.scan import FEWEST
 from diffleak.data.sources import open_source
 from diffleak.data.split import Drawn, Split
 from diffleak.data.survey import survey
-from diffleak.errors import WHY, UserError, refusing, shown
+from diffleak.errors import WHY, UserError, one_or_more, refusing, shown
 from diffleak.splitting.config import COLUMN, FAIR, SplitConfig
 from diffleak.splitting.draw import draw_coins, draw_share, units_of
 from diffleak.splitting.folders import lay_out, make_folders, refuse_folder
@@ -63,14 +63,15 @@ class Outcome:
         if drawn.together:
             images, largest = sum(map(len, drawn.together)), max(map(len, drawn.together))
             kinds = ((self.clusters, "cluster", " of near-duplicates"), (self.kept_groups, "group", ""))
-            why = [f"{n:,} {unit}{'s' * (n > 1)}{of}" for n, unit, of in kinds if n]
+            why = [f"{one_or_more(n, unit)}{of}" for n, unit, of in kinds if n]
             coins = " (one coin each, recorded under drawn.together)" if drawn.how == "coin" else ""
             lines.append(f"kept together{coins}: {images:,} images ({', '.join(why)}; the largest has {largest:,})")
         if self.classes:
             shares = [held / (members + held) for members, held in self.classes.values()]
             lines.append(f"classes: {len(self.classes):,}, with {min(shares):.1%} to {max(shares):.1%} held out")
         if self.unreadable:
-            lines.append(f"{self.unreadable:,} images cannot be read and are on neither side")
+            lost = one_or_more(self.unreadable, "image cannot be read and is", "images cannot be read and are")
+            lines.append(f"{lost} on neither side")
         if self.folder:
             lines.append(f"folders: {self.folder / 'members'} to train on, {self.folder / 'nonmembers'} to keep back")
         return "\n".join(lines)

@@ -18,7 +18,7 @@ from diffleak.comparison.compare import difference
 from diffleak.comparison.runs import Run
 from diffleak.config import BASE, command_line
 from diffleak.diffusion.target import Target
-from diffleak.errors import GateFailed, InvalidAudit, UserError, shown
+from diffleak.errors import GateFailed, InvalidAudit, UserError, one_or_more, shown
 from diffleak.gating.limits import LIMITS
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord
@@ -184,7 +184,7 @@ def _plan_line(found: Checkpoints, first: Prepared) -> str:
     about = "" if first.plan.sweep == "all" else "about "
     known = f", steps {min(steps):,} to {max(steps):,} from {found.source}" if found.source else ""
     return (
-        f"sweep: {len(steps)} checkpoint{'s' * (len(steps) != 1)}{known}, {about}{total:,} denoiser queries in all; "
+        f"sweep: {one_or_more(len(steps), 'checkpoint')}{known}, {about}{total:,} denoiser queries in all; "
         "images, latents and text embeddings are computed once where the checkpoints share them"
     )
 
@@ -213,7 +213,8 @@ def _warnings(points: Sequence[Point], records: Sequence[AuditRecord]) -> list[s
     found = [line if len(names) == len(points) else f"{', '.join(names)}: {line}" for line, names in each.items()]
     attacks = list(dict.fromkeys(point.attack for point in points))
     if len(attacks) > 1:
-        found.append(f"each checkpoint is shown by the attack that its own calibrate part chose, so the curve is of {', '.join(attacks)}")
+        chosen = "the attack that its own calibrate part chose" if records[0].headline else "its attack of the largest AUC"
+        found.append(f"each checkpoint is shown by {chosen}, so the curve is of {', '.join(attacks)}")
     passing = [i for i, point in enumerate(points) if point.passed]
     earlier = [points[i].name for i in range(passing[-1] if passing else 0) if not points[i].passed]
     if earlier:

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from diffleak.errors import UserError, pip_install, refusing
+from diffleak.errors import UserError, one_or_more, pip_install, refusing
 from diffleak.training.config import TrainConfig
 from diffleak.training.task import Rows, Task, batch, keyed, mix, refuse_divergence
 
@@ -183,7 +183,8 @@ def _refuse_wrong_gradients(module: Any, task: Task) -> None:
         missing = [name for name, p in named if p.grad_sample is None]
         if missing:
             raise UserError(
-                f"Opacus gives no per-sample gradient of {len(missing)} weights of this network (first: {missing[0]}), so DP-SGD "
+                f"Opacus gives no per-sample gradient of {one_or_more(len(missing), 'weight')} of this network (first: {missing[0]}), so "
+                "DP-SGD "
                 "cannot train it; choose other block types"
             )
         ours = [p.grad_sample[0] for _, p in named]

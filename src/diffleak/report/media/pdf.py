@@ -28,8 +28,8 @@ def find_browser() -> str:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         raise UserError(
-            "a PDF is printed by Chromium, Chrome or Edge, and none of them is on the PATH: install one, or open report.html in any "
-            "browser and print it"
+            "a PDF is printed by Chromium, Chrome or Edge, and none of them is on the PATH: install one, or open the page (.html) in "
+            "any browser and print it"
         )
     return found
 
@@ -49,7 +49,7 @@ def write_pdf(page: Page, path: Path) -> None:
             "--disable-background-networking",
         ]
         own = [f"--user-data-dir={Path(scratch) / 'profile'}", "--no-pdf-header-footer", f"--print-to-pdf={printed}", html.as_uri()]
-        failed = f"{browser} did not print the report ({WHY}); open report.html in a browser and print it"
+        failed = f"{browser} did not print the report ({WHY}); open the page (.html) in a browser and print it"
         with refusing((OSError, subprocess.TimeoutExpired), failed, lambda error: shown(error, 120)):
             done = subprocess.run([browser, *options, *own], capture_output=True, text=True, timeout=SECONDS, errors="replace")
         if done.returncode or not printed.is_file():

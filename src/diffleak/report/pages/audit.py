@@ -135,8 +135,8 @@ def on_card(record: AuditRecord, sealed: Sealed | None = None, gated: Gated | No
 def _page(audit: Audited, made: Sequence[Make], style: str = "") -> Page:
     record, invalid = audit.record, audit.verdict.level == "invalid"
     evidence, size = record.evidence, glance.training_size(record)
-    of = f" of {size}" if size else ""
-    sides = f"tested: {trained(record)}{of}, {held_out(record)}"
+    of = f", of {size} that the model was trained on;" if size else ","
+    sides = f"tested: {trained(record)}{of} {held_out(record)}"
     by = f" · by {visible(evidence.auditor)}" if evidence and evidence.auditor else ""
     return page_of(
         record,

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+from diffleak.errors import one_or_more
 from diffleak.records.check import CheckRecord
 from diffleak.report.section import Page, Section, facts, page_of
 from diffleak.report.sections import glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.check import duplicates, made, power, sides, unreadable
 from diffleak.report.sections.check import verdict as judge
-from diffleak.report.wording import count, entries
+from diffleak.report.wording import entries
 
 GLOSSARY = entries("""
     Member | an image that the model was, or will be, trained on; a held-out image comes from the same source and was not.
@@ -54,6 +55,6 @@ def page(record: CheckRecord) -> Page:
         (make(record) for make in SECTIONS),
         title="Check before an audit",
         heading="Check before an audit",
-        meta=f"{count(record.members.images)} members, {count(record.nonmembers.images)} held-out images",
+        meta=f"{one_or_more(record.members.images, 'member')}, {one_or_more(record.nonmembers.images, 'held-out image')}",
         handling=HANDLING if record.duplicates.pairs or record.unreadable else "",
     )

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.report import handling
-from diffleak.report.section import Page, facts, page_of
+from diffleak.report.section import Page, Section, facts, page_of
 from diffleak.report.sections import glossary, limits, model, public, reproduce, verdict, warnings
 from diffleak.report.sections.extraction import Pictures, made, pairs, rates
 from diffleak.report.sections.extraction import verdict as judge
@@ -29,7 +29,10 @@ LIMITS = entries("""
     What was not drawn. | {images} images were drawn. A copy that the model draws once in a million images, or for another prompt, is
         not found; other attacks look for membership without drawing.
     A distance sees less than an eye. | A mirrored, cropped or recoloured copy is far away in pixels; an encoder may find it. Two
-        plain images are close without being copies. The threshold allows for that only if the held-out images are of the same kind as
+        plain images are close without being copies.
+""")
+HELD_OUT = entries("""
+    The same kind. | The threshold allows for plain images that are close by chance only if the held-out images are of the same kind as
         the members.
     Near-duplicates. | Held-out images that nearly equal a member are left out, and near-duplicates on one side count as one image.
         Other images that belong together, such as those of one person, count as independent: if they are copied together, the intervals
@@ -37,27 +40,37 @@ LIMITS = entries("""
     One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or
         number of steps.
 """)
+NONE_HELD_OUT = entries("""
+    Near-duplicates. | Near-duplicates among the members count as one image.
+    One model, one sampler. | Another training run, sampler or number of steps may draw other images.
+""")
 
 SECTIONS = (
     lambda record, pictures: verdict(judge(record)),
     lambda record, pictures: warnings(record.warnings, "Note"),
     lambda record, pictures: rates(record),
     pairs,
-    lambda record, pictures: limits(LIMITS, images=count(record.images)),
+    lambda record, pictures: _limits(record),
     lambda record, pictures: glossary(GLOSSARY),
     lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
 
 
+def _limits(record: ExtractionRecord) -> Section:
+    return limits((*LIMITS, *(HELD_OUT if record.held_out else NONE_HELD_OUT)), images=count(record.images))
+
+
 def page(record: ExtractionRecord, pictures: Pictures | None = None) -> Page:
     """The report; only with pictures it shows images."""
-    others = f", {count(record.held_out.n)} held-out images" if record.held_out else ""
+    images = [one_or_more(record.members.n, "member")]
+    images += [one_or_more(record.held_out.n, "held-out image")] if record.held_out else []
+    images += [one_or_more(record.images, "drawing")]
     return page_of(
         record,
         (make(record, pictures) for make in SECTIONS),
         title=f"Training images that {visible(record.model)} gives back",
         heading="Training images given back",
-        meta=f"{model(record.model, record.lora)} · {count(record.members.n)} members{others}, {count(record.images)} drawings",
+        meta=f"{model(record.model, record.lora)} · {', '.join(images)}",
         handling=handling.on_page(record.anonymous is not None, pictures is not None),
         style="extraction.css",
     )
@@ -68,20 +81,21 @@ def on_card(record: ExtractionRecord, digests: Iterable[tuple[str, str]] = ()) -
     unnamed = tuple(each.model_copy(update={"distance": public.of_file(each.distance)}) for each in record.distances)  # it may be a path
     record = record.model_copy(update={"distances": unnamed})
     about = f"Training images that {last_parts(record.lora) if record.lora else last_part(record.model)} gives back"
+    others = f", {one_or_more(record.held_out.n, 'held-out image')}" if record.held_out else ""
     each = f", {count(record.draws)} for each caption" if record.draws else ""
     guidance = "" if record.guidance_scale is None else f", guidance {record.guidance_scale:g}"
-    how = f"sampler {visible(record.sampler)}, {record.steps} steps{guidance}, seed {record.seed}"
+    how = f"sampler {visible(record.sampler)}, {one_or_more(record.steps, 'step')}{guidance}, seed {record.seed}"
     rows = [
         *public.model_rows(record.model, record.model_fingerprint, record.adapters),
         ("Drawings", f"{count(record.images)}{each}; {how}"),
         *((("Captions", visible(public.public_captions(record.captions))),) if record.captions is not None else ()),
-        ("Images", f"{count(record.members.n)} members, {count(record.held_out.n) if record.held_out else 'no'} held-out images"),
+        ("Images", f"{one_or_more(record.members.n, 'member')}{others or ', no held-out images'}"),
         ("Hash of the members", visible(record.members.fingerprint)),
     ]
     made = (
         verdict(judge(record, public=True), "Does the model draw images that it was trained on?"),
         rates(record),
-        limits(LIMITS, images=count(record.images)),
+        _limits(record),
         public.section(record, rows, digests),
     )
     return page_of(record, made, title=about, heading="Training images given back", meta=about)

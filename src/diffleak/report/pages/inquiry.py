@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.base import Estimate
 from diffleak.records.inquiry import Group, Image, InquiryRecord, of_controls
 from diffleak.report import handling
@@ -17,7 +17,7 @@ from diffleak.report.wording import count, entries, interval, last_part, last_pa
 
 SHOWN = 20  # images in the table; inquiry.csv has all
 FOUND = 0.05  # share of false discoveries at which an image is called found
-TO_NAME = 78  # controls, 39 in each half: 2 / (1 + 39) = FOUND
+TO_NAME = 77  # controls, 39 in the larger half: 2 / (1 + 39) = FOUND
 
 GLOSSARY = entries("""
     Image in question | an image that may, or may not, have been in the training set.
@@ -196,7 +196,8 @@ def _sensitivity(record: InquiryRecord) -> str:
     auc = record.set.detectable_auc
     if auc is None:
         return f"With so few {words(record).several} even the largest effect is found with a probability below 80 %."
-    return f"With this number of {words(record).several}, an effect of AUC {auc:.2f} or more is found with a probability of 80 %."
+    tested = one_or_more(record.set.images, words(record).one, words(record).several)
+    return f"With {tested} in question, an effect of AUC {auc:.2f} or more is found with a probability of 80 %."
 
 
 def _beside(record: InquiryRecord) -> str:
@@ -274,7 +275,7 @@ def _images(record: InquiryRecord) -> Section | None:
     name = lambda each: visible(each.group if isinstance(each, Group) else each.id)
     table = tabulate(ranked[:SHOWN], columns, lambda each: (name(each), "", each.q_value <= FOUND))
     more = f" Shown are the first {SHOWN} of {count(len(ranked))}; inquiry.csv lists all." if len(ranked) > SHOWN else ""
-    best = 2 / (1 + record.set.controls // 2)
+    best = 2 / (1 + (record.set.controls + 1) // 2)  # of one that was tested in the larger half
     caption = (
         f"The {said.several} in question, smallest p-value first.{more} Marked: a q-value of {FOUND:g} or less. With "
         f"{count(record.set.controls)} {said.controls} no p-value of a single {said.one} can be below {number(best)}."
@@ -298,8 +299,8 @@ def _chosen(record: InquiryRecord) -> Section | None:
     table = tabulate([name for name, _ in names.most_common()], columns, lambda name: (visible(name), "", False))
     ps = sorted(each.p_value for each in record.cuts)
     caption = (
-        f"{record.repeats} cuts, {len(record.cuts)} tested halves. Their p-values lie between {number(ps[0])} and {number(ps[-1])}; the "
-        "answer is twice their median."
+        f"{one_or_more(record.repeats, 'cut')}, {len(record.cuts)} tested halves. Their p-values lie between {number(ps[0])} and "
+        f"{number(ps[-1])}; the answer is twice their median."
     )
     return Section(
         "chosen", "What the halves chose", (Tabulated(table, caption, "Attack and setting"),), "Choices", "What the halves chose"

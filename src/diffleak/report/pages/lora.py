@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import get_args
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.lora import Checkpoint, Decision, LoraRecord
 from diffleak.records.plan import Adapter
 from diffleak.report.judgement import Verdict
@@ -65,12 +65,12 @@ def page(record: LoraRecord) -> Page:
         (make(record) for make in SECTIONS),
         title="Which checkpoints of the adapter may be published?",
         heading="Adapter checkpoints",
-        meta=f"{_checkpoints(record)} on {visible(record.base)} · {count(record.pictures)} pictures{held_out}",
+        meta=f"{_checkpoints(record)} on {visible(record.base)} · {one_or_more(record.pictures, 'picture')}{held_out}",
     )
 
 
 def _checkpoints(record: LoraRecord) -> str:
-    return "1 checkpoint" if len(record.checkpoints) == 1 else f"{count(len(record.checkpoints))} checkpoints"
+    return one_or_more(len(record.checkpoints), "checkpoint")
 
 
 QUESTION = "Does the adapter give away which pictures it was trained on?"
@@ -129,13 +129,14 @@ def judged(record: LoraRecord) -> Verdict:
     """The answer, with the reason for each checkpoint."""
     decisions = {each.decision for each in record.checkpoints}
     level = "leak" if "do not publish" in decisions else "undecided" if "undecided" in decisions else "no-leak-found"
-    reasons = tuple(f"{visible(each.name)}: {each.decision}, since {visible(each.reason)}." for each in record.checkpoints)
+    reasons = tuple(f"{visible(each.name)}: {each.decision}; {visible(each.reason)}." for each in record.checkpoints)
     title, *rest = BEHIND.split(visible(record.answer), maxsplit=1)
     return Verdict(level, title, (*reasons, *rest))  # type: ignore[arg-type]
 
 
 def _table(record: LoraRecord) -> Section:
-    step = Column(("Step",), f"From {visible(record.step_source or '')}.", 1, lambda c: Cell("-" if c.step is None else count(c.step)))
+    source = f"From {visible(record.step_source)}." if record.step_source else "Not known of an adapter alone."
+    step = Column(("Step",), source, 1, lambda c: Cell("-" if c.step is None else count(c.step)))
     answer = Column(
         ("Answer",), "About the measured leak. What the files' headers give away stands below.", 1, lambda c: Cell(c.decision), look="left"
     )
@@ -169,7 +170,7 @@ def _headers(record: LoraRecord) -> Section | None:
 
 
 def _rows(record: LoraRecord) -> list[tuple[str, str]]:
-    repeats = "; ".join(f"{visible(name)}: {n} repeats" for name, n in record.repeats.items())
+    repeats = "; ".join(f"{visible(name)}: {one_or_more(n, 'repeat')}" for name, n in record.repeats.items())
     rows = [("Pictures", visible(record.found) + (f"; {repeats}" if repeats else "")), ("Captions", visible(record.captions))]
     folders = "Each checkpoint has a folder beside this page, with a report of its own."
     return [*rows, *_limit(record), ("Folders", folders)]

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.prompts import PromptsRecord
 from diffleak.report.section import Page, Section, facts, page_of
 from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.prompts import Picture, made, pictured, prompts, statistics
 from diffleak.report.sections.prompts import verdict as judge
-from diffleak.report.wording import count, entries
+from diffleak.report.wording import entries
 
 GLOSSARY = entries("""
     Memorised | for such a prompt the model draws (nearly) the same image every time: one that it was trained on.
@@ -55,7 +55,7 @@ def page(record: PromptsRecord, pictures: Sequence[Picture] = ()) -> Page:
         (make(record, pictures) for make in SECTIONS),
         title=f"Memorised prompts of {visible(record.plan.model)}",
         heading="Memorised prompts",
-        meta=f"{model(record.plan.model, record.plan.lora)} · {count(record.plan.prompts)} prompts",
+        meta=f"{model(record.plan.model, record.plan.lora)} · {one_or_more(record.plan.prompts, 'prompt')}",
         style="prompts.css",
     )
 
@@ -63,5 +63,5 @@ def page(record: PromptsRecord, pictures: Sequence[Picture] = ()) -> Page:
 def _drawn(record: PromptsRecord) -> str:
     images = record.plan.images
     if record.plan.draw:
-        return f"{count(images)} {'image was' if images == 1 else 'images were'} drawn"
-    return f"{count(images)} {'noise was' if images == 1 else 'noises were'} taken"
+        return one_or_more(images, "image was drawn", "images were drawn")
+    return one_or_more(images, "noise was taken", "noises were taken")

@@ -3,7 +3,7 @@
 from diffleak.errors import visible
 from diffleak.records.quality import QualityRecord
 from diffleak.report import handling
-from diffleak.report.section import Page, facts, page_of
+from diffleak.report.section import Page, Section, facts, page_of
 from diffleak.report.sections import glossary, limits, model, reproduce, verdict, warnings
 from diffleak.report.sections.quality import Pictures, copies, images, made, metrics
 from diffleak.report.sections.quality import verdict as judge
@@ -32,10 +32,13 @@ LIMITS = entries("""
     Copies, not membership. | A model that draws no copies can still reveal who was in the training set; that is what an audit
         measures.
     Rare copies. | {images} images were drawn. A copy that the model draws once in a million images is not found.
-    Chance neighbours. | The threshold comes from at most {real} unseen real images: near-duplicates count once, and those of training
-        images not at all. The verdict and the interval of the copy rate both take the random choice of these images into account.
     One model, one sampler. | The intervals cover the random choice of images. They do not cover another training run, sampler or
         number of steps.
+""")
+
+COPY_RATE = entries("""
+    Chance neighbours. | The threshold comes from at most {real} unseen real images: near-duplicates count once, and those of training
+        images not at all. The verdict and the interval of the copy rate both take the random choice of these images into account.
 """)
 
 SECTIONS = (
@@ -44,10 +47,15 @@ SECTIONS = (
     lambda record, pictures: metrics(record),
     images,
     copies,
-    lambda record, pictures: limits(LIMITS, images=count(record.images), real=count(record.reference.n)),
+    lambda record, pictures: _limits(record),
     lambda record, pictures: glossary(GLOSSARY),
     lambda record, pictures: reproduce(record.command, facts(made(record))),
 )
+
+
+def _limits(record: QualityRecord) -> Section:
+    known = LIMITS if record.metric("copy_rate").value is None else (*LIMITS, *COPY_RATE)
+    return limits(known, images=count(record.images), real=count(record.reference.n))
 
 
 def page(record: QualityRecord, pictures: Pictures | None = None) -> Page:

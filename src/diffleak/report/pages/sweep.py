@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.digests import FILE as DIGESTS
 from diffleak.records.gate import Gated
 from diffleak.records.sweep import Point, SweepRecord
-from diffleak.report.judgement import TO_CHECK, Verdict
+from diffleak.records.variants import speaks_of
+from diffleak.report.judgement import EXCESS_TO_CHECK, TO_CHECK, Verdict
 from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, page_of, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.audit.gates import checked, sentence
@@ -23,19 +24,23 @@ GLOSSARY = entries("""
 """)
 LIMITS = entries("""
     A lower bound. | Only the attacks of these runs were tried. A stronger one may find more; none of this proves that nothing leaks.
-    Many looks. | {points} checkpoints were audited, and the intervals are not widened for that. The last checkpoint within a limit is
-        chosen among them, which makes it look a little better than it is.
     One training. | The intervals cover the random choice of images. They do not cover another training run, seed or data set.
+""")
+SEVERAL = entries("""
+    Many looks. | {points} checkpoints were audited, and the intervals are not widened for that.
     The steps between. | The curve says nothing about a checkpoint that was not audited.
+""")
+CHOSEN = entries("""
+    The choice. | The last checkpoint within the limits is chosen among {points}, which makes it look a little better than it is.
 """)
 
 SECTIONS: tuple[Callable[[SweepRecord, Gated | None], Section | None], ...] = (
     lambda record, gated: verdict(judged(record)),
     lambda record, gated: warnings(record.warnings),
-    lambda record, gated: Section("curve", "Leak against training step", (), "Curve", later=lambda: _curves(record)),
+    lambda record, gated: _curve(record),
     lambda record, gated: _table(record),
     lambda record, gated: checked(gated),
-    lambda record, gated: limits(LIMITS, points=count(len(record.points))),
+    lambda record, gated: _limits(record),
     lambda record, gated: _file(record),
     lambda record, gated: glossary(GLOSSARY, of_attacks=True),
     lambda record, gated: reproduce(record.command, prose("Each checkpoint has a run folder beside this page, with a report of its own.")),
@@ -44,16 +49,20 @@ SECTIONS: tuple[Callable[[SweepRecord, Gated | None], Section | None], ...] = (
 
 def page(record: SweepRecord, gated: Gated | None = None) -> Page:
     """The report; gated: what `diffleak gate` checked."""
-    steps = [point.step for point in record.points]
-    sides = _sides(record)
-    what = {"lora": "adapters", "network": "networks", "model": "models"}[record.swept]
+    steps = [count(point.step) for point in record.points]
+    what = {"lora": "adapter", "network": "network", "model": "model"}[record.swept]
+    at = f", {'step' if len(steps) == 1 else 'steps'} {' to '.join(dict.fromkeys((steps[0], steps[-1])))}" if record.step_source else ""
     return page_of(
         record,
         (make(record, gated) for make in SECTIONS),
-        title=f"Audit of {len(record.points)} checkpoints",
-        heading="Audit of checkpoints",
-        meta=f"{len(record.points)} {what}, steps {count(steps[0])} to {count(steps[-1])} · {sides}",
+        title=f"Audit of {_counted(record, 'checkpoint')}",
+        heading="Audit of checkpoints" if len(steps) > 1 else "Audit of a checkpoint",
+        meta=f"{_counted(record, what)}{at} · {_sides(record)}",
     )
+
+
+def _counted(record: SweepRecord, what: str) -> str:
+    return one_or_more(len(record.points), what)
 
 
 def _sides(record: SweepRecord) -> str:
@@ -62,17 +71,21 @@ def _sides(record: SweepRecord) -> str:
 
 def judged(record: SweepRecord) -> Verdict:
     """The last checkpoint within the limits, or without limits how the leak moves from the first to the last."""
-    first, last = record.points[0], record.points[-1]
-    moves = (_said(first), _said(last), *_wrong_way(record.points))
-    chosen = f"Each is shown by the attack that was strongest on its {record.chosen_on} part; steps are from {visible(record.step_source)}."
+    first, last, one = record.points[0], record.points[-1], len(record.points) == 1
+    moves = (*dict.fromkeys((_said(record, first), _said(record, last))), *_wrong_way(record.points))
+    steps = f"; steps are from {visible(record.step_source)}" if record.step_source else ""
+    chosen = f"{'It' if one else 'Each'} is shown by the attack that was strongest on {_chosen_on(record)}{steps}."
     if not record.limited:
         title = f"AUC by training step: {_auc(first)} at the first checkpoint, {_auc(last)} at the last"
+        title = f"AUC of the one checkpoint: {_auc(first)}" if one else title
         return Verdict("undecided", title, (*moves, chosen), last.attack)
     if record.last_passing is None:
-        return Verdict("leak", "No checkpoint is within the limits", (*moves, chosen), last.attack)
+        title = "The one checkpoint is not within the limits" if one else "No checkpoint is within the limits"
+        return Verdict("leak", title, (*moves, chosen), last.attack)
     passing = next(point for point in record.points if point.name == record.last_passing)
-    title = f"The last checkpoint within the limits: {visible(passing.name)}, step {count(passing.step)}"
-    said = dict.fromkeys((_said(passing), *moves, chosen))
+    step = f", step {count(passing.step)}" if record.step_source else ""
+    title = f"The {'one' if one else 'last'} checkpoint {'is ' if one else ''}within the limits: {visible(passing.name)}{step}"
+    said = dict.fromkeys((_said(record, passing), *moves, chosen))
     fine = passing is last and passing.wrong_way is None
     return Verdict("no-leak-found" if fine else "undecided", title, tuple(said), passing.attack)
 
@@ -81,7 +94,18 @@ def _wrong_way(points: Sequence[Point]) -> tuple[str, ...]:
     """The checkpoints at which an attack would work with its answers reversed, which a limit on the TPR does not count."""
     by = {attack: [each.name for each in points if each.wrong_way == attack] for attack in (point.wrong_way for point in points) if attack}
     of = "; ".join(f"{visible(attack)} at {visible(', '.join(names))}" for attack, names in by.items())
-    return (f"Some scores separate the sides, but the wrong way round: {of}. {TO_CHECK}",) if by else ()
+    check = EXCESS_TO_CHECK if all(speaks_of(attack, "excess") for attack in by) else TO_CHECK
+    return (f"Some scores separate the sides, but the wrong way round: {of}. {check}",) if by else ()
+
+
+def _chosen_on(record: SweepRecord) -> str:
+    """The images that each checkpoint's attack was chosen on."""
+    return "its calibrate part" if record.chosen_on == "calibrate" else "the images that it is tested on"
+
+
+def _limits(record: SweepRecord) -> Section:
+    several = SEVERAL if len(record.points) > 1 else ()
+    return limits((*LIMITS, *several, *(CHOSEN if several and record.last_passing else ())), points=count(len(record.points)))
 
 
 def _file(record: SweepRecord) -> Section:
@@ -103,9 +127,17 @@ def _auc(point: Point) -> str:
     return "not estimable" if point.auc.value is None else f"{point.auc.value:.3f}"
 
 
-def _said(point: Point) -> str:
+def _said(record: SweepRecord, point: Point) -> str:
     ends = interval(point.auc, False)
-    return f"At step {count(point.step)} ({visible(point.name)}) {visible(point.attack)} has AUC {_auc(point)}{f' {ends}' if ends else ''}."
+    at = f"At step {count(point.step)} ({visible(point.name)})" if record.step_source else f"{visible(point.name)}:"
+    return f"{at} {visible(point.attack)} has AUC {_auc(point)}{f' {ends}' if ends else ''}."
+
+
+def _curve(record: SweepRecord) -> Section | None:
+    """The leak against the steps; nothing of one checkpoint."""
+    if len(record.points) == 1:
+        return None
+    return Section("curve", "Leak against training step", (), "Curve", later=lambda: _curves(record))
 
 
 def _curves(record: SweepRecord) -> tuple[Block, ...]:
@@ -120,12 +152,15 @@ def _table(record: SweepRecord) -> Section:
     limit = lambda p: Cell("met" if p.passed else f"{sum(not gate.passed for gate in p.gates)} of {len(p.gates)} failed")
     gated = (Column(("Limits",), "Whether every limit is met.", 2, limit, look="left"),) if record.limited else ()
     against = lambda p: difference_cell(p.difference.auc) if p.difference else Cell("-")
+    part = "On the test part." if record.chosen_on == "calibrate" else "On all images."
+    steps = Column(("Step",), f"From {record.step_source}.", 1, lambda p: Cell(count(p.step)))
+    before = Column(("AUC difference", "to the one before"), "On the same images, paired.", 4, against)
     columns = (
-        Column(("Step",), f"From {record.step_source}.", 1, lambda p: Cell(count(p.step))),
-        Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),
-        Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda p: rate_cell(p.tpr_at_1pct)),
-        Column(("AUC difference", "to the one before"), "On the same test images, paired.", 4, against),
-        Column(("Attack",), f"The strongest on the {record.chosen_on} part.", 2, lambda p: Cell(visible(p.attack)), look="left"),
+        *((steps,) if record.step_source else ()),
+        Column(("AUC",), f"{part} In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),
+        Column(("TPR at", "1 % FPR"), part, 3, lambda p: rate_cell(p.tpr_at_1pct)),
+        *((before,) if len(record.points) > 1 else ()),
+        Column(("Attack",), f"The strongest on {_chosen_on(record)}.", 2, lambda p: Cell(visible(p.attack)), look="left"),
         *gated,
     )
     last = record.last_passing

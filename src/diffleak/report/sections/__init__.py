@@ -6,13 +6,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import Environment
 from diffleak.records.quality import ImageSet
 from diffleak.report.glossary import terms_in
 from diffleak.report.judgement import Verdict
 from diffleak.report.section import Block, Facts, Section, Sentences, drawn, facts
-from diffleak.report.wording import at_scale, count
+from diffleak.report.wording import at_scale
 
 UNSHOWN, FOR_THE_FILE = "What this does not show", "For the file"
 LINE = "_" * 18  # to write on
@@ -80,7 +80,7 @@ def of_model(named: Any) -> Iterator[tuple[str, str]]:
 
 def of_images(images: ImageSet) -> str:
     """A set of images, their number and their fingerprint."""
-    return fingerprinted(f"{visible(images.source)}, {count(images.n)} images", images.fingerprint)
+    return fingerprinted(f"{visible(images.source)}, {one_or_more(images.n, 'image')}", images.fingerprint)
 
 
 def model(name: str, lora: str | None) -> str:

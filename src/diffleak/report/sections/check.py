@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from diffleak.data.scan import FEWEST
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.check import CheckRecord, Needed, Side
 from diffleak.report.judgement import Verdict, sources
 from diffleak.report.section import Section, Sentences, Tabulated, drawn
@@ -18,14 +18,15 @@ WHERE = {"across": "across the sides", "members": "members", "nonmembers": "held
 
 def verdict(record: CheckRecord) -> Verdict:
     """The answer: may these sides be audited, and what would such an audit see?"""
-    sentences = (*(f"{visible(problem[:1].upper() + problem[1:])}." for problem in record.problems), _seen(record), sources(record.blind))
+    blind = record.blind.model_copy(update={"labels_p_value": record.classes_p_value})
+    sentences = (*(f"{visible(problem[:1].upper() + problem[1:])}." for problem in record.problems), _seen(record), sources(blind))
     if too_few(record):
         return Verdict("invalid", f"Too few images: an audit needs at least {FEWEST} on each side.", sentences)
     if record.duplicates.exact_across:
         return Verdict("invalid", "Not fair: an audit refuses two sides that share images.", sentences)
     if not record.valid:
         return Verdict("invalid", "Not fair: an audit of these two sides would be invalid.", sentences)
-    if record.duplicates.near_across or finding(record.blind) in ("perhaps", "unchecked"):
+    if record.duplicates.near_across or finding(blind) != "alike":
         return Verdict("undecided", "These two sides can be audited, with a reservation.", sentences)
     return Verdict("no-leak-found", "Nothing was found that speaks against an audit of these two sides.", sentences)
 
@@ -41,7 +42,7 @@ def _seen(record: CheckRecord) -> str:
         parts.append(f"an AUC of {power.auc:.3f} or more")
     if power.tpr_at_1pct is not None:
         parts.append(f"a TPR of {percent(power.tpr_at_1pct)} or more at 1 % false alarms")
-    of = f"{count(power.members)} members and {count(power.nonmembers)} held-out images to test on"
+    of = f"{one_or_more(power.members, 'member')} and {one_or_more(power.nonmembers, 'held-out image')} to test on"
     if not parts:
         return f"With {of}, an audit detects even the largest leak with a probability below {power.probability:g}."
     unseen = f"; even the largest TPR at 1 % false alarms is detected with a probability below {power.probability:g}"
@@ -82,7 +83,7 @@ def sides(record: CheckRecord) -> Section:
 
 def _sizes(side: Side) -> str:
     named = ", ".join(f"{shape}: {count(n)}" for shape, n in side.shapes[:SIZES])
-    return named + (f", and {count(len(side.shapes) - SIZES)} other shapes" if len(side.shapes) > SIZES else "")
+    return named + (f", and {one_or_more(len(side.shapes) - SIZES, 'other shape')}" if len(side.shapes) > SIZES else "")
 
 
 def duplicates(record: CheckRecord) -> Section:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from diffleak.errors import visible
+from markupsafe import Markup
+
+from diffleak.errors import one_or_more, visible
 from diffleak.records.base import Estimate
 from diffleak.records.extraction import FILE, PAIRS, TILES, CopyRates, ExtractionRecord, Pair
 from diffleak.report.audited import not_shown
@@ -49,8 +51,9 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
             why += ": no held-out images were given; their distances to the nearest drawings would show how close drawings come by chance"
         return Verdict("undecided", title, (f"{why}.", closest, *look))
     value, said = spoken(rates.copy_rate)
-    size = f"{count(rates.copies)} of {_members(record)} have a copy, {value} (95 % interval {said}): measured {by}, they are "
-    size += f"closer to a drawing than {100 * (1 - record.false_copies):g} % of the held-out images are."
+    have = "has" if rates.copies == 1 else "have"
+    size = f"{count(rates.copies)} of {_members(record)} {have} a copy, {value} (95 % interval {said}): measured {by}, a member with a "
+    size += f"copy is closer to a drawing than {100 * (1 - record.false_copies):g} % of the held-out images are."
     beside = _beside(rates)
     chance = (
         "If the model drew members no more closely than held-out images, as many copies or more would be counted by chance with a "
@@ -60,16 +63,18 @@ def verdict(record: ExtractionRecord, public: bool = False) -> Verdict:
         if not rates.copy_rate.low:
             chance += " The interval begins at 0 because few held-out images set the threshold; this probability takes that into account."
         return Verdict("leak", "The model reproduces training images.", (size, f"{beside} {chance}", closest, *look))
-    bound = f"These drawings rule out that more than {percent(rates.copy_rate.high or 0.0)} of the members have a copy; fewer may have one."
-    title = "No more copies of members were found than of held-out images."
+    high = rates.copy_rate.high or 0.0
+    bound = f"These drawings rule out that more than {percent(high)} of the members have a copy; fewer may have one."
+    bound = bound if high < 1 else "With so few held-out images no share of copies is ruled out."
+    title = "No more copies of members were found than chance explains."
     return Verdict("no-leak-found", title, (size, f"{beside} {chance} {bound}", closest, *look))
 
 
 def _members(record: ExtractionRecord) -> str:
     """How many members count."""
     if record.distinct_members in (None, record.members.n):
-        return f"{count(record.members.n)} members"
-    return f"{count(record.distinct_members)} members (near-duplicates counted once)"
+        return one_or_more(record.members.n, "member")
+    return f"{one_or_more(record.distinct_members or 0, 'member')} (near-duplicates counted once)"
 
 
 def _beside(rates: CopyRates) -> str:
@@ -130,6 +135,7 @@ def pairs(record: ExtractionRecord, pictures: Pictures | None) -> Section:
     """The closest pairs, each with the command that draws its drawing again."""
     shown = record.pairs[:SHOWN]
     what = f"The {count(len(shown))} closest of {count(len(record.pairs))} members, each with its nearest drawing, the most similar first."
+    what = "The one member, with its nearest drawing." if len(record.pairs) == 1 else what
     what += f" {FILE} has all. Every model has such a list"
     what += "." if record.held_out is None else ": compare its distances with those of held-out images."
     private = "these are private training images, and perhaps copies of them"
@@ -189,7 +195,7 @@ def made(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
     yield from of_model(record)
     captions, guidance = f"for each caption ({visible(record.captions or '')})", f"guidance {record.guidance_scale}"
     each = f", {count(record.draws)} {captions}, {guidance}" if record.draws else ""
-    how = f"sampler {visible(record.sampler)}, {record.steps} steps, seed {record.seed}"
+    how = f"sampler {visible(record.sampler)}, {one_or_more(record.steps, 'step')}, seed {record.seed}"
     yield "Drawings", f"{count(record.images)} of {visible(record.image_shape)}{each}; {how}"
     if record.classes:
         yield "Classes", visible(record.classes)
@@ -197,13 +203,16 @@ def made(record: ExtractionRecord) -> Iterator[tuple[str, str]]:
         yield "Distance", fingerprinted(_name(rates), rates.fingerprint)
     yield "Members", of_images(record.members)
     if record.held_out:
-        left = f"; {count(record.near_duplicates)} near-duplicates of members were left out" if record.near_duplicates else ""
-        if record.near_duplicates_held_out:
-            left += f"; {count(record.near_duplicates_held_out)} near-duplicates of other held-out images were left out"
-        yield "Held-out images", of_images(record.held_out) + left
+        alike = ((record.near_duplicates, "members"), (record.near_duplicates_held_out, "other held-out images"))
+        said = (one_or_more(n, f"near-duplicate of {of} was left out", f"near-duplicates of {of} were left out") for n, of in alike if n)
+        yield "Held-out images", Markup("; ").join((of_images(record.held_out), *said))
     costs = record.costs
     spent = f"this call drew for {duration(costs.seconds_drawing)} and compared for {duration(costs.seconds_comparing)}"
-    read = f", {count(costs.drawings_read)} drawings read that were drawn before" if costs.drawings_read else ""
+    read = (
+        f", {one_or_more(costs.drawings_read, 'drawing read that was', 'drawings read that were')} drawn before"
+        if costs.drawings_read
+        else ""
+    )
     yield "Cost", f"{count(costs.forwards)} forwards of one image each{read}; {spent}"
     yield "Device", device(record.environment)
     yield "Versions", versions(record.environment)

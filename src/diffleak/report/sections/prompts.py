@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from markupsafe import Markup
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import Result
 from diffleak.records.prompts import NOISE_SUM, PromptScore, PromptsRecord, Statistic
 from diffleak.report.judgement import GUESSING, Verdict, mirrored, widened_low
@@ -183,8 +183,9 @@ def pictured(record: PromptsRecord, pictures: Sequence[Picture]) -> Section | No
 def _maps(pictures: Sequence[Picture]) -> tuple[Block, ...]:
     from diffleak.report.figures.heat import scale
 
+    those = "The prompt" if len(pictures) == 1 else f"The {count(len(pictures))} prompts"
     what = (
-        f"The {count(len(pictures))} prompts of the largest magnitude. Left, the first image that the model draws for the prompt. Right, "
+        f"{those} of the largest magnitude. Left, the first image that the model draws for the prompt. Right, "
         "the map of where the prompt acts: the squared difference between the predictions with and without the prompt, averaged over the "
         "steps of drawing. Where the map is bright the prompt decides the image; whether that is a training image, the map does not say. "
         "These images may be copies of private training images: look before you pass this page on."
@@ -217,15 +218,15 @@ def made(record: PromptsRecord) -> Iterator[tuple[str, str]]:
     """The settings, what they were used on, and what it took."""
     plan = record.plan
     yield from of_model(plan)
-    times = f"{count(plan.images)} {'time' if plan.images == 1 else 'times'}"
-    drawn = f"each drawn {times}" if plan.draw else f"none drawn, {plan.images} {'noise' if plan.images == 1 else 'noises'} each"
+    drawn = f"each drawn {one_or_more(plan.images, 'time')}" if plan.draw else f"none drawn, {one_or_more(plan.images, 'noise')} each"
     yield "Prompts", fingerprinted(f"{count(plan.prompts)}, {drawn}", plan.prompts_fingerprint)
     if plan.draw:
         how = f"guidance {plan.guidance_scale}, latents {visible(plan.latent_shape)}, seed {plan.seed}"
-        yield "Drawing", f"DDIM in {plan.steps} steps, {how}"
+        yield "Drawing", f"DDIM in {one_or_more(plan.steps, 'step')}, {how}"
         yield "t-error", f"SecMI at timestep {plan.timestep}, k = {plan.k}, without guidance"
     if plan.noise_norm_timestep is not None:
-        at = f"noise norm at timestep {plan.noise_norm_timestep}, alignment at {plan.alignment_timestep}, of DDIM in {plan.steps} steps"
+        at = f"noise norm at timestep {plan.noise_norm_timestep}, alignment at {plan.alignment_timestep}, of DDIM "
+        at += f"in {one_or_more(plan.steps, 'step')}"
         noise = "the noise that images start from" if plan.draw else f"latents {visible(plan.latent_shape)}, seed {plan.seed}"
         yield "From noise", f"{at}; {noise}"
     yield "Cost", f"{count(record.costs.forwards)} forwards of one image each; this call took {duration(record.costs.seconds)}"

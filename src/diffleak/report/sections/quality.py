@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.base import Estimate
 from diffleak.records.quality import Copies, MetricName, Pair, QualityRecord
 from diffleak.report.audited import not_shown
@@ -69,7 +69,8 @@ def verdict(record: QualityRecord) -> Verdict:
     chance = record.copies.chance if record.copies else None
     if chance is not None and chance < ALPHA / 2:
         return Verdict("leak", "The model draws images that are too close to its training images.", (f"{size}.", closest, distance))
-    bound = f"{size}; a model that copies nothing has 1 %. More than {percent(rate.high)} is ruled out; less is possible."
+    ruled = f"More than {percent(rate.high)} is ruled out; less is possible." if rate.high < 1 else "No copy rate is ruled out."
+    bound = f"{size}; a model that copies nothing has 1 %. {ruled}"
     return Verdict("no-leak-found", "No more near-copies were found than chance explains.", (bound, closest, distance))
 
 
@@ -118,7 +119,7 @@ def metrics(record: QualityRecord) -> Section:
         "training run. n/e: not estimable, with the reason."
     )
     missing = tuple(f"{METRICS[m.name].title}: {visible(m.reason or '')}" for m in record.metrics if m.value is None)
-    drawn = f"{count(record.images)} images by {record.sampler} in {record.steps} steps, seed {record.seed}"
+    drawn = f"{count(record.images)} images by {record.sampler} in {one_or_more(record.steps, 'step')}, seed {record.seed}"
     real = f"{count(record.reference.n)} real images of {visible(record.reference.source)}"
     blocks = (
         Tabulated(metrics_table(record, page=False), first="Metric", where="text"),
@@ -237,7 +238,7 @@ def made(record: QualityRecord) -> Iterator[tuple[str, str]]:
     """The settings, what they were used on, and what it took."""
     yield from of_model(record)
     rounds = f", {record.rounds} adaptive rounds" if record.rounds > 1 else ""
-    how = f"sampler {record.sampler}, {record.steps} steps, seed {record.seed}{rounds}"
+    how = f"sampler {record.sampler}, {one_or_more(record.steps, 'step')}, seed {record.seed}{rounds}"
     yield "Images", f"{count(record.images)} of {visible(record.image_shape)}, {how}"
     if record.classes:
         yield "Classes", f"drawn {visible(record.classes)}"

@@ -1,6 +1,6 @@
 """What calibration by complexity adds: a table with a row per attack and variant, and a sentence that sums it up."""
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.variants import CALIBRATED, base_label
 from diffleak.report.audited import Audited
@@ -50,7 +50,7 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         return ()
     higher = sum(e.low is not None and e.low > 0 for e in gains)
     lower = sum(e.high is not None and e.high < 0 for e in gains)
-    attacks = f"{len(gains)} {'attack' if len(gains) == 1 else 'attacks'}"
+    attacks = one_or_more(len(gains), "attack")
     said = (
         f"Calibration clearly raises the AUC of {higher} of {attacks} and clearly lowers that of {lower}: the interval of the difference "
         "excludes 0."

@@ -1,12 +1,11 @@
 """Which attacks count for the form of release, which of them were run, and which not."""
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.evidence import Evidence, KnownAttack
 from diffleak.report.audited import Audited
 from diffleak.report.judgement import RELEASES
 from diffleak.report.section import Section, Sentences, Tabulated
 from diffleak.report.table import Cell, Column, tabulate
-from diffleak.report.wording import count
 
 TITLE = "Attacks run and not run"
 ACCESSES = {
@@ -45,7 +44,8 @@ def said(evidence: Evidence) -> tuple[str, ...]:
     lines = [f"Form of release: {RELEASES[released]}. {ACCESSES[released]}"]
     if counting:
         lines.append(
-            f"Of {count(len(counting))} attacks that count, {count(len(run))} {'was' if len(run) == 1 else 'were'} run{_named(run)}."
+            f"Of {one_or_more(len(counting), 'attack that counts', 'attacks that count')}, {one_or_more(len(run), 'was', 'were')} run"
+            f"{_named(run)}."
         )
     if others:
         lines.append(f"Not run, though they count: {', '.join(f'{visible(e.attack)} ({e.access})' for e in others)}.")

@@ -1,6 +1,6 @@
 """The lower bound on epsilon of a run, where `diffleak epsilon` has left one."""
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.epsilon import EpsilonRecord
 from diffleak.report.section import Section, Sentences, prose
 from diffleak.report.wording import count
@@ -25,7 +25,8 @@ def lines(record: EpsilonRecord) -> tuple[str, ...]:
     where += f" with {visible(record.setting)}" if record.setting else ""
     of, called = ("", "images") if record.group is None else (f" of groups by {record.group}", "groups")
     found = [
-        f"epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %), delta {record.delta:g}, {count(record.guesses)} guesses{of} "
+        f"epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %), delta {record.delta:g}, "
+        f"{one_or_more(record.guesses, 'guess', 'guesses')}{of} "
         f"of which {count(record.right)} right"
     ]
     if record.promised is not None:

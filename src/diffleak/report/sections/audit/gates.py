@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import Gate
 from diffleak.records.gate import Gated
-from diffleak.records.variants import VARIANTS, masked_label
+from diffleak.records.variants import speaks_of
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, prose
 from diffleak.report.wording import beside, count, moment
@@ -41,7 +41,7 @@ def checked(gated: Gated | None) -> Section | None:
 def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
     marks = tuple("passed" if gate.passed else "failed" for gate in gates)
     met = " ".join(dict.fromkeys(MET[gate.limit] for gate in gates))
-    met += EXCESS if any(gate.limit == "max_auc" and masked_label("", VARIANTS[1]) in gate.attack for gate in gates) else ""
+    met += EXCESS if any(gate.limit == "max_auc" and speaks_of(gate.attack, "excess") for gate in gates) else ""
     by = f" Checked by diffleak gate: {moment(gated.record.created)}." if gated else ""
     passing = gated.record.last_passing if gated else None
     last = f" The last checkpoint that passes: {visible(passing)}." if passing else ""
@@ -52,7 +52,7 @@ def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
 def _title(gates: Sequence[Gate]) -> str:
     """Counts the checks that failed, of one for each limit and attack."""
     failed = sum(not gate.passed for gate in gates)
-    checks = f"{count(len(gates))} {'check' if len(gates) == 1 else 'checks'}"
+    checks = one_or_more(len(gates), "check")
     return f"Limits: {count(failed)} of {checks} failed" if failed else f"Limits: {checks}, none failed"
 
 

@@ -1,6 +1,6 @@
 """The groups of images that were counted in the place of images, the most exposed ones listed."""
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.report.audited import Audited
 from diffleak.report.section import Section, Sentences, Tabulated
 from diffleak.report.sections.audit.exposed import EXPOSURE
@@ -19,7 +19,9 @@ def section(audit: Audited) -> Section | None:
     if found is None:
         return None
     column, (smallest, middle, largest) = visible(found.column), found.images
-    images = f"{count(smallest)} to {count(largest)} images (median {count(middle)})" if largest > smallest else f"{count(largest)} images"
+    images = (
+        f"{count(smallest)} to {count(largest)} images (median {count(middle)})" if largest > smallest else one_or_more(largest, "image")
+    )
     said = [
         f"Images of one {column} count as one: {GROUPS.sides(found.members, found.nonmembers)}, of {images} each. AUC, rates, intervals "
         "and limits are of groups."

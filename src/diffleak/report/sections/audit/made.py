@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import AuditRecord, Blind
 from diffleak.records.plan import one_for_all
 from diffleak.report.audited import Audited
@@ -36,7 +36,7 @@ def omitted(audit: Audited) -> Section | None:
     files = len(audit.record.omitted)
     if not files:
         return None
-    said = "1 file was left out; audit.json names it." if files == 1 else f"{count(files)} files were left out; audit.json names them."
+    said = one_or_more(files, "file was left out; audit.json names it.", "files were left out; audit.json names them.")
     blocks: tuple[Block, ...] = (Sentences((said,), tone="caution", where="text"),)
     return Section("omitted", "", blocks)
 
@@ -92,7 +92,7 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         own = f"{count(plan.captions_found or 0)} of {count(plan.n_members + plan.n_nonmembers)} images"
         found = f"the same for every image; {own} have one of their own" if one_for_all(plan.captions) else f"found for {own}"
         yield "Captions", f"{visible(plan.captions)}; {found}{cut}"
-    yield "Device", f"{device(environment)}, {environment.threads} {'thread' if environment.threads == 1 else 'threads'}"
+    yield "Device", f"{device(environment)}, {one_or_more(environment.threads, 'thread')}"
     yield "Platform", visible(environment.platform)
     yield "Versions", versions(environment)
     yield "Record", f"audit.json, schema version {record.schema_version}"
@@ -114,15 +114,15 @@ def costs(audit: Audited) -> Section:
     costs, lead = audit.record.costs, audit.lead
     saved = f" ({count(costs.queries_saved)} more were saved because attacks share them)" if costs.queries_saved else ""
     saved += f" ({count(costs.queries_read)} more were saved because drawings were read from a folder)" if costs.queries_read else ""
+    parallel = " The times of chunks that ran in parallel are added up." if costs.chunks > 1 else ""
     spent = (
         f"Scoring took {count(costs.queries)} forwards of one image each{saved} and {duration(costs.seconds)} of computing on "
-        f"{visible(audit.record.environment.device_name)}, in {count(costs.chunks)} chunks. The times of chunks that ran in parallel "
-        "are added up."
+        f"{visible(audit.record.environment.device_name)}, in {one_or_more(costs.chunks, 'chunk')}.{parallel}"
     )
     blocks = [prose(spent)]
     if lead and lead.timestep is not None and lead.queries_at_timestep not in (None, lead.queries):
         assert lead.queries_at_timestep is not None
-        queries = f"{count(lead.queries_at_timestep)} {'query' if lead.queries_at_timestep == 1 else 'queries'}"
+        queries = one_or_more(lead.queries_at_timestep, "query", "queries")
         blocks += [
             prose(
                 f"An outsider who already knows the timestep pays less: {visible(lead.attack)} needs {queries} per image at timestep "

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.base import Estimate
 from diffleak.records.variants import CONTROLS, control_of
@@ -91,9 +91,9 @@ def _counts(results: Sequence[Result], noun: str) -> str:
     gain = sum((a.low or 0.0) > 0 for a in aucs)
     lose = sum((a.high or 0.0) < 0 for a in aucs)
     unknown = sum(a.low is None or a.high is None for a in aucs)
-    counts = [f"{_verb(gain, 'gain')}", _verb(lose, "lose"), f"{len(aucs) - gain - lose - unknown} undecided"]
+    counts = [one_or_more(gain, "gains", "gain"), one_or_more(lose, "loses", "lose"), f"{len(aucs) - gain - lose - unknown} undecided"]
     counts += [f"{unknown} not estimable"] if unknown else []
-    return f"of {len(aucs)} {noun if len(aucs) == 1 else noun + 's'}, {', '.join(counts)}"
+    return f"of {one_or_more(len(aucs), noun)}, {', '.join(counts)}"
 
 
 def _verb(n: int, verb: str) -> str:

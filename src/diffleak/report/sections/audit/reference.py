@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.base import Estimate
 from diffleak.records.variants import VARIANTS
@@ -72,7 +72,7 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         return ()
     higher, lower = _beside([r.gain.auc if r.gain else Estimate() for r in others], 0.0)
     better, worse = _beside([r.auc for r in excess], 0.5)
-    attacks = f"{len(excess)} {'attack' if len(excess) == 1 else 'attacks'}"
+    attacks = one_or_more(len(excess), "attack")
     return (
         f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
         f"{attacks} (the interval of the AUC difference lies above 0), and less for {lower} (it lies below 0).",

@@ -7,7 +7,7 @@ from diffleak.errors import visible
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import ComparedResult, Comparison, Entry, PooledResult
 from diffleak.report.section import Section, Tabulated
-from diffleak.report.sections.comparison.verdict import QUALITY, artefact
+from diffleak.report.sections.comparison.verdict import QUALITY, artefact, chosen_on
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, missing, rate_cell, setting_cell, tabulate
 
 FIRST = "Entry and attack"
@@ -54,8 +54,8 @@ TABULATED = ("kid", "frechet", "copy_rate", "kid_difference")
 def worst(record: Comparison) -> Section:
     """A row per entry; in text the attack has a column of its own."""
     caption = (
-        "A row per entry; under its name the attack with the highest AUC on the calibrate part. Differences are to the strongest attack on "
-        f"{visible(record.baseline.name)}, on the images that both were tested on; below 0 the attack does worse on the entry. Small "
+        f"A row per entry; under its name the attack with the highest AUC on {chosen_on(record)}. Differences are to the strongest attack "
+        f"on {visible(record.baseline.name)}, on the images that both were tested on; below 0 the attack does worse on the entry. Small "
         "print: 95 % intervals. n/e: not estimable, with the reason below."
     )
     text = Tabulated(entries_table(record, names=True), first="Entry", where="text")
@@ -67,7 +67,7 @@ def worst(record: Comparison) -> Section:
 def entries_table(record: Comparison, names: bool) -> Table:
     """A row per entry, its strongest attack; `names` has that attack in a column, else it is small print."""
     attack = Column(
-        ("Strongest", "attack"), "The attack with the highest AUC on the calibrate part.", 2, lambda e: Cell(visible(e.worst.attack))
+        ("Strongest", "attack"), f"The attack with the highest AUC on {chosen_on(record)}.", 2, lambda e: Cell(visible(e.worst.attack))
     )
     against = lambda pick: lambda e: difference_cell(pick(e.worst.difference)) if e.worst.difference else Cell("baseline")
     rates = lambda pick: lambda e: difference_cell(pick(e.worst.difference), True) if e.worst.difference else Cell("")

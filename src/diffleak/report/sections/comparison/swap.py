@@ -1,6 +1,6 @@
 """The swap audit of two teachers."""
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.comparison import Comparison, SwapAudit, SwapResult
 from diffleak.report.section import Section, Sentences, Tabulated, prose
 from diffleak.report.table import Column, Table, estimate_cell, setting_cell, tabulate
@@ -27,6 +27,7 @@ def section(record: Comparison) -> Section:
 def _caption(swap: SwapAudit) -> str:
     first, second = map(count, swap.nonmembers)
     an, of = ("a", "group") if swap.unit == "group" else ("an", "image")
+    on = "calibrate" if any(result.calibrate_auc is not None for result in swap.results) else "test"
     return (
         f"Swap AUC: each {of} has a difference, its score on teacher 1 minus that on teacher 2. How often is it higher for {an} {of} of "
         f"the first half ({count(swap.tested[0])} tested) than for one of the second ({count(swap.tested[1])} tested)? Every image is a "
@@ -36,7 +37,7 @@ def _caption(swap: SwapAudit) -> str:
         f"{' Near-duplicates of a half count as one image.' if swap.unit == 'cluster' else ''}"
         f"{' A group has the mean of the scores of its images.' if swap.unit == 'group' else ''}"
         f"{f' Medians over {swap.repeats} random divisions.' if swap.repeats > 1 else ''} Marked: the attack with the highest swap AUC on "
-        "the calibrate part."
+        f"the {on} part."
     )
 
 
@@ -69,9 +70,8 @@ def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
         "This needs access to both teachers, as after a release of both. It assumes that the members were divided into halves at random: a "
         "difference between the halves themselves counts as a leak as well."
     )
-    clusters, have = ("cluster", "has") if swap.across == 1 else ("clusters", "have")
+    clusters = one_or_more(swap.across, "cluster of near-duplicates has", "clusters of near-duplicates have")
     both = (
-        f"{count(swap.across)} {clusters} of near-duplicates {have} images in both halves: each teacher was trained on near-copies of "
-        "images of the other, which hides a part of the leak."
+        f"{clusters} images in both halves: each teacher was trained on near-copies of images of the other, which hides a part of the leak."
     )
     return (first, beside, who, both) if swap.across else (first, beside, who)

@@ -16,8 +16,8 @@ from pathlib import Path
 from diffleak.errors import visible
 from diffleak.records.base import Estimate
 from diffleak.records.comparison import ComparedResult, Comparison, Entry, SwapResult
-from diffleak.records.variants import VARIANTS, masked_label, may_lead
-from diffleak.report.judgement import REVERSED, TO_CHECK, Verdict, reversed_by
+from diffleak.records.variants import VARIANTS, may_lead, speaks_of
+from diffleak.report.judgement import EXCESS_TO_CHECK, REVERSED, TO_CHECK, Verdict, reversed_by
 from diffleak.report.wording import Counted, count, counted, signed, signed_interval, spoken
 from diffleak.stats.blind import finding, may_explain
 
@@ -92,7 +92,8 @@ def _of_differences(record: Comparison) -> Verdict:
     if reversed_by(record.baseline.worst_result.auc, 1):
         attack = visible(record.baseline.worst.attack)
         title = f"Undecided: on {baseline} the scores of {attack} separate the sides, but the wrong way round."
-        return Verdict("undecided", title, (sentences[0], f"{REVERSED} {TO_CHECK}", *sentences[1:]))
+        check = EXCESS_TO_CHECK if speaks_of(record.baseline.worst.attack, "excess") else TO_CHECK
+        return Verdict("undecided", title, (sentences[0], f"{REVERSED} {check}", *sentences[1:]))
     lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record) and not wrong_way(e)]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     if lower:
@@ -104,7 +105,7 @@ def _of_differences(record: Comparison) -> Verdict:
             who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the strongest attack{most}"
         title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
         return Verdict("lowers", title, sentences)
-    stronger = f" {visible(', '.join(e.name for e in higher))} makes it stronger." if higher else ""
+    stronger = f" On {visible(', '.join(e.name for e in higher))} the strongest attack does better." if higher else ""
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
     return Verdict("not-shown", f"{subject} {shown} to weaken the strongest attack of {baseline}.{stronger}", sentences)
@@ -112,8 +113,8 @@ def _of_differences(record: Comparison) -> Verdict:
 
 def wrong_way(entry: Entry) -> ComparedResult | None:
     """The attack on an entry whose scores separate the sides against its direction: its strongest, else one that stands the correction."""
-    others = [masked_label("", variant) for variant in VARIANTS]  # below one half they speak of the reference
-    found = [r for r in entry.results if may_lead(r.mask) and not any(label in r.attack for label in others)]
+    of_reference = lambda r: any(speaks_of(r.attack, variant) for variant in VARIANTS)  # an excess too, below one half
+    found = [r for r in entry.results if may_lead(r.mask) and not of_reference(r)]
     if entry.worst_result in found and reversed_by(entry.worst_result.auc, 1):
         return entry.worst_result
     return min((r for r in found if reversed_by(r.auc, len(found))), key=lambda r: r.auc.value or 1.0, default=None)
@@ -163,24 +164,28 @@ def _against(entry: Entry, record: Comparison) -> str:
         versus = f"the difference in AUC on {pairs} has no interval ({visible(against.auc.reason or 'no reason given')})"
     else:
         versus = f"the difference in AUC is {signed(against.auc.value)} {signed_interval(against.auc)} on {pairs}"
-    text = f"{head}, AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]; {versus}. {not_excluded(auc)}"
+    meant = not_excluded(auc, speaks_of(entry.worst.attack, "excess"))
+    text = f"{head}, AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]; {versus}. {meant}"
     both = _undone(entry, record)
     if both is not None and both.auc.value is not None:
         text += (
             f" But an attacker who has both teachers can tell which of them was trained on an image ({visible(both.attack)}, AUC "
-            f"{both.auc.value:.3f} in the swap audit). So {visible(entry.name)} does not count as weakening the attack."
+            f"{both.auc.value:.3f} in the swap audit)."
         )
-    if (wrong := wrong_way(entry)) is not None:
-        if wrong is not entry.worst_result:
-            text += f" But of {visible(wrong.attack)}, AUC {wrong.auc.value:.3f}: {not_excluded(wrong.auc)}"
+    wrong = wrong_way(entry)
+    if wrong is not None and wrong is not entry.worst_result:
+        text += f" But {visible(wrong.attack)} has AUC {wrong.auc.value:.3f}. {not_excluded(wrong.auc)}"
+    if both is not None or wrong is not None:
         text += f" So {visible(entry.name)} does not count as weakening the attack."
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
 
 
-def not_excluded(auc: Estimate) -> str:
-    """States what the interval leaves possible; that an AUC is "close to one half" is never said without it."""
+def not_excluded(auc: Estimate, excess: bool = False) -> str:
+    """States what the interval leaves possible; that an AUC is "close to one half" is never said without it. excess: over a reference."""
     assert auc.low is not None and auc.high is not None, "callers speak only of intervals"
+    if auc.high < 0.5 and excess:
+        return "The interval of its AUC lies below 0.5: the reference gives away more of these members than the model does."
     if auc.high < 0.5:
         return (
             f"The interval of its AUC lies below 0.5: the scores point the wrong way, and an attacker who turns them round may reach "
@@ -200,10 +205,14 @@ def _quality_words(entry: Entry, record: Comparison) -> str:
     return f"Quality: {QUALITY[metric]} {pair[0].value:.4g}{against} (lower is better)."
 
 
+def chosen_on(record: Comparison) -> str:
+    """The part that the strongest attacks were chosen on."""
+    without = any(entry.worst.chosen_on == "test" for entry in record.entries)
+    return "the calibrate part" + (" (on the test part where there is no calibrate part)" if without else "")
+
+
 def _chosen(record: Comparison) -> str:
-    tested = "Strongest means the highest AUC on the calibrate part, over all runs of an entry and all attacks that every run has"
-    if any(entry.worst.chosen_on == "test" for entry in record.entries):
-        tested += " (on the test part where there is no calibrate part)"
+    tested = f"Strongest means the highest AUC on {chosen_on(record)}, over all runs of an entry and all attacks that every run has"
     return f"{tested}; the numbers are of the test part; a difference of two runs is of the images that are in the test parts of both."
 
 
