@@ -450,6 +450,8 @@ def test_a_dry_run_of_geometry_prints_the_plan_as_json_and_writes_nothing(capsys
     assert found == f"{pictures}: 20 images, captions none, labels none" and not (tmp_path / "out").exists()
     assert (plan["top"], plan["probes"], plan["attacks"], plan["masks"]) == (3, 8, [], [])
     assert (plan["queries"], plan["n_members"], plan["n_nonmembers"]) == (0, 0, 20)
+    _, out, _ = call(capsys, "geometry", folder, "--data", pictures, "--top", 1, *LATENT, "--probes", 1, "-o", tmp_path / "1", "--dry-run")
+    assert "distortion from 1 singular value, influence from 1 probe, on cpu" in out
 
 
 def test_a_dry_run_of_geometry_with_two_sides_counts_their_queries(capsys, latent_folder, digits, tmp_path):

@@ -34,7 +34,7 @@ from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import AtOnce, sample, sample_alike
 from diffleak.diffusion.target import Target, auto_batch_size, drawn_at_once, side_by_side
-from diffleak.errors import SettingError, UserError
+from diffleak.errors import SettingError, UserError, one_or_more
 from diffleak.records.quality import DRAWN as FOLDER
 from diffleak.work.files import check_seal, write_text
 from diffleak.work.folder import UNKNOWN, Change, Folder, another, chunk_file, cut, deal, in_chunks, set_aside
@@ -209,7 +209,9 @@ def _prompts(target: Target, n: int, prompts: Sequence[str] | None) -> tuple[str
     if prompts is None:
         raise UserError(f"{target.name} draws from prompts: give prompts, a text for each image")
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or len(prompts) != n:
-        raise UserError(f"prompts must be {n} texts, one for each image; got {'one text' if isinstance(prompts, str) else len(prompts)}")
+        raise UserError(
+            f"prompts must be {one_or_more(n, 'text')}, one for each image; got {'one text' if isinstance(prompts, str) else len(prompts)}"
+        )
     return tuple(prompts)
 
 
@@ -233,7 +235,9 @@ def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] |
     if labels is None:
         return np.random.default_rng(seed).integers(target.classes, size=n)
     if len(labels) != n or labels.min() < 0 or labels.max() >= target.classes:
-        raise UserError(f"labels must be {n} numbers in [0, {target.classes}); got {len(labels)} from {labels.min()} to {labels.max()}")
+        raise UserError(
+            f"labels must be {one_or_more(n, 'number')} in [0, {target.classes}); got {len(labels)} from {labels.min()} to {labels.max()}"
+        )
     return labels.astype(np.int64)
 
 

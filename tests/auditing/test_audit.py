@@ -303,6 +303,8 @@ def test_the_plan_comes_first_and_names_what_will_be_done(model, data, tmp_path)
     assert re.fullmatch(r"time: about \d+ (s|min|h)", lines[1]), "nothing was begun, so nothing is left"
     next(tmp_path.glob("scores/*.parquet")).unlink()
     assert re.fullmatch(r"about \d+ s left, \d+ queries are done already", prepared.estimate(tmp_path).replace("left, about", "left,"))
+    one = prepare(build(AuditConfig, {**settings(data, attacks="loss", timesteps="100", calibration=False), "model": str(model)}))
+    assert ", 1 attack, 1 denoiser query per image, 80 in all, " in one.describe()
 
 
 def test_half_precision_and_double_agree_with_single_within_their_rounding(model, data):

@@ -96,7 +96,9 @@ def test_images_of_mixed_sizes_are_sorted_by_themselves(target, tmp_path, capsys
     ready, given = (prepared(own, tmp_path, mask=(), buckets=buckets) for buckets in (None, "384"))
     assert ready.plan == given.plan and len(ready.plan.buckets) == 3
     assert ready.config.buckets == "384" and "--buckets 384" in capsys.readouterr().err
-    assert any("buckets of --buckets 384" in line for line in about_reading(ready))
+    assert any("brought to 3 buckets of --buckets 384" in line for line in about_reading(ready))
+    single = replace(ready, plan=ready.plan.model_copy(update={"buckets": ready.plan.buckets[:1]}))
+    assert any("brought to 1 bucket of --buckets 384" in line for line in about_reading(single))
     for settings in ({"anonymous": True, "anonymous_key": tmp_path / "key"}, {"config": GeometryConfig}):
         with pytest.raises(UserError, match="do not have the shape the model takes") as refused:
             prepared(own, tmp_path, **{"mask": (), **settings})

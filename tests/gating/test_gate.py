@@ -162,7 +162,7 @@ def test_copies_are_those_of_quality_and_of_extraction_by_the_end_that_is_not_ex
     assert (
         code == 3
         and "--max-copies 0.04 is not met (exceeded by 0.010): copy rate may reach 0.050 "
-        "(extract.json, the highest of 2 results; 1 of 2 are above"
+        "(extract.json, the highest of 2 results; 1 of 2 is above"
         in err
     )
     checks = json.loads((tmp_path / "gate.json").read_text())["checks"]

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixtures.pages import DECISIONS
 from fixtures.reports import audit_of, latent_audit, markdown
 
-from diffleak.records.audit import AuditRecord, Membership, Result
+from diffleak.records.audit import AuditRecord, Gate, Membership, Result
 from diffleak.records.base import Estimate
+from diffleak.records.epsilon import EpsilonRecord
+from diffleak.records.evidence import Evidence, KnownAttack
 from diffleak.records.groups import ExposedGroup, Groups
 from diffleak.report import handling
 from diffleak.report.audited import Audited
@@ -18,8 +21,22 @@ from diffleak.report.judgement import with_validity
 from diffleak.report.media.html import PICTURE
 from diffleak.report.media.latex import results_latex
 from diffleak.report.section import Facts, Sentences, Tabulated
-from diffleak.report.sections.audit import attacks, calibrated, coverage, file, gates, glance, groups, made, remedies
+from diffleak.report.sections.audit import (
+    attacks,
+    calibrated,
+    coverage,
+    epsilon,
+    file,
+    gates,
+    geometry,
+    glance,
+    groups,
+    made,
+    reference,
+    remedies,
+)
 from diffleak.report.table import rate_cell, table
+from diffleak.report.wording import GROUPS, IMAGES
 from diffleak.report.written import refresh_report
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -146,6 +163,61 @@ def test_a_sentence_stands_where_it_is_true_and_nowhere_else(leak, kind):
     said, holds, lacks = SAID[kind]
     found = said(leak)
     assert holds in found and lacks not in found, found
+
+
+def one_excess(record: AuditRecord) -> AuditRecord:
+    """One attack that finds more than a reference does."""
+    gained = record.results[0].model_copy(
+        update={"attack": "sima[excess]", "variant": "excess", "auc": Estimate(value=0.7, low=0.6, high=0.8)}
+    )
+    return record.model_copy(update={"results": (record.results[0], gained)})
+
+
+def attack_of(name: str, run: bool) -> KnownAttack:
+    return KnownAttack(attack=name, access="black-box", about="It looks.", run=run)
+
+
+def bound(**changes) -> str:
+    record = EpsilonRecord.model_validate_json((DECISIONS / "epsilon-dp.json").read_text())
+    return " ".join(epsilon.lines(record.model_copy(update=changes)))
+
+
+def limited(reach: float) -> Gate:
+    return Gate(limit="max_auc", attack="sima", quantity="AUC", at_most=0.6, reach=reach, passed=reach <= 0.6)
+
+
+def one_probe() -> str:
+    """How the distortion was measured, by one singular value and one probe."""
+    record, samples = latent_audit(("influence:0.4",), n=60, shifts={"sima": 1.0})
+    found = record.geometry.model_copy(update={"top": 1, "probes": 1})
+    return geometry._intro(Audited(record, samples), found)[1].data["text"]
+
+
+ONE = {  # what is said of one, and what it holds
+    "an attack beyond the reference": (lambda record: reference.sentences(one_excess(record))[1], "1 of 1 attack tells members apart"),
+    "an attack that was not run": (
+        lambda record: glance.missing(record.model_copy(update={"evidence": Evidence(attacks=(attack_of("noise_probe", False),))})),
+        "noise_probe. Outsiders of this release could run it.",
+    ),
+    "an attack that counts": (
+        lambda record: " ".join(coverage.said(Evidence(attacks=(attack_of("noise_probe", False),)))),
+        "Of 1 attack that counts, 0 were run. Not run, though it counts: noise_probe (black-box).",
+    ),
+    "a result above the limit": (lambda record: gates.outcome((limited(0.7), limited(0.5))), "; 1 of 2 is above the limit)"),
+    "a guess": (lambda record: bound(guesses=1, right=1, top=1, bottom=0), "1 guess of which 1 right"),
+    "an image of a guess": (lambda record: bound(guesses=1, right=1, top=1, bottom=0), "1 image as members and 0 as held out"),
+    "an image of each side": (lambda record: IMAGES.sides(1, 1), "1 member, 1 held-out image"),
+    "a group of each side": (lambda record: GROUPS.sides(1, 2), "1 group of members, 2 held-out groups"),
+    "a singular value": (lambda record: one_probe(), "Distortion is the largest logarithmic singular value of the decoder's Jacobian"),
+    "a probe": (lambda record: one_probe(), "estimated from 1 random probe."),
+    "the largest singular value": (lambda record: how_made(with_plan(record, top=1))["Singular values"], "the largest, for distortion"),
+}
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_one_is_said_in_the_singular(leak, kind):
+    said, holds = ONE[kind]
+    assert holds in said(leak)
 
 
 def test_few_false_alarms_decide_a_rate_whatever_an_audit_counts():

@@ -50,7 +50,7 @@ def test_what_a_run_lacks_the_mean_lacks_with_the_reason():
     found = pooled([*estimates([0.6], 0.02), lost])
     assert found.mean.value is None and found.spread is None and "1 of 2 runs: needs >= 100" in found.mean.reason
     bare = pooled([*estimates([0.6], 0.02), Estimate(value=0.8, reason="none")])
-    assert bare.mean.value == pytest.approx(0.7) and bare.mean.low is None and "1 of 2 runs have no interval" in bare.mean.reason
+    assert bare.mean.value == pytest.approx(0.7) and bare.mean.low is None and "1 of 2 runs has no interval" in bare.mean.reason
     (known,) = estimates([0.5], 0.02)
     for pair in ((found.mean, known), (known, found.mean), (found.mean, bare.mean)):
         assert difference(*pair) == Estimate(reason=found.mean.reason)

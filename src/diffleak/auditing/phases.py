@@ -19,6 +19,7 @@ from diffleak.attacks.base import Attack
 from diffleak.auditing import score as scoring
 from diffleak.auditing.evaluating import beside_best, chosen_of
 from diffleak.auditing.plan import Prepared
+from diffleak.errors import one_or_more
 from diffleak.records.chosen import write_chosen
 from diffleak.records.scores import Scores
 from diffleak.work.folder import Folder
@@ -70,7 +71,8 @@ def _of_everybody(job: scoring.Job, prepared: Prepared, folder: Folder, log: Cal
 def _collected(job: scoring.Job, prepared: Prepared, folder: Folder, log: Callable[[str], None]) -> scoring.Collected | None:
     missing = scoring.score(job, folder, prepared.worker)
     if missing:
-        log(f"{missing} chunks belong to other shards and are not finished; the last shard writes the results (or run this again later)")
+        belong = one_or_more(missing, "chunk belongs to another shard and is", "chunks belong to other shards and are")
+        log(f"{belong} not finished; the last shard writes the results (or run this again later)")
     return None if missing else scoring.collect(job, folder.path)
 
 

@@ -41,7 +41,7 @@ from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.devices import free_memory
 from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target, drawn_at_once
-from diffleak.errors import SettingError, UserError, shown, unknown, visible
+from diffleak.errors import SettingError, UserError, one_or_more, shown, unknown, visible
 from diffleak.gating.limits import refuse_unreachable
 from diffleak.generation import Drawings, drawings_of
 from diffleak.geometry.masks import MaskChoice, parse_mask
@@ -231,15 +231,16 @@ class Prepared:
         faster = "".join(f", {way.replace('_', ' ')}" for way in plan.faster or ())
         where = f"on {plan.device} ({plan.dtype}{faster}, batches of {plan.batch_size}){omitted}"
         if not self.attacks:
-            measured = f"distortion from {plan.top} singular values, influence from {plan.probes} probes"
-            return f"plan: {plan.n_nonmembers:,} images ({plan.image_shape}), {measured}, {where}"
+            values, probes = one_or_more(plan.top or 0, "singular value"), one_or_more(plan.probes or 0, "probe")
+            measured = f"distortion from {values}, influence from {probes}"
+            return f"plan: {one_or_more(plan.n_nonmembers, 'image')} ({plan.image_shape}), {measured}, {where}"
         masks = f" ({self._masked} also under {', '.join(plan.masks)})" if plan.masks and self._masked else ""
         masks += f" (also on the reference {visible(plan.reference)})" if plan.reference else ""
         cut = f", {plan.captions_truncated:,} truncated" if plan.captions_truncated else ""
         given = "for every image" if plan.captions and one_for_all(plan.captions) else f"{plan.captions_found or 0:,} found"
         captions = f"captions {visible(plan.captions)} ({given}{cut}), " if plan.captions else ""
         captions += f"labels from {labels_from(plan.labels, plan.label_names)}, " if plan.labels else ""
-        attacks = f"{len(self.attacks)} attack{'s' * (len(self.attacks) != 1)}"
+        attacks = one_or_more(len(self.attacks), "attack")
         guidance = f"guidance {plan.guidance_scale:g}, " if plan.guidance_scale is not None else ""
         return (
             f"plan: {plan.n_members:,} {called[0]} and {plan.n_nonmembers:,} {called[1]} ({plan.image_shape}), {self._counted}"
@@ -250,14 +251,14 @@ class Prepared:
     @property
     def _queries(self) -> str:
         """The number of queries of the model, in words."""
-        jobs = self.jobs()
+        jobs, queries = self.jobs(), ("denoiser query", "denoiser queries")
         if len(jobs) == 1:
-            return f"{self.queries_per_image:,} denoiser queries per image, {self.queries:,} in all"
+            return f"{one_or_more(self.queries_per_image, *queries)} per image, {self.queries:,} in all"
         first, *refining, test = jobs
         later = f" and about {refining[0].queries_per_image:,} more beside the best timesteps" if refining else ""
         return (
-            f"{first.queries_per_image:,} denoiser queries per image of the calibrate part ({first.images:,} images){later}, then about "
-            f"{test.queries_per_image:,} per image of the test part ({test.images:,} images) at the chosen settings, about "
+            f"{one_or_more(first.queries_per_image, *queries)} per image of the calibrate part ({first.images:,} images){later}, then "
+            f"about {test.queries_per_image:,} per image of the test part ({test.images:,} images) at the chosen settings, about "
             f"{self.queries:,} in all"
         )
 
@@ -384,7 +385,7 @@ def checked(
         data_fingerprint=found.fingerprint,
         n_members=int(found.cohort.member.sum()),
         n_nonmembers=int((~found.cohort.member).sum()),
-        image_shape=str(found.shape) if found.shapes is None else f"{len(set(found.shapes))} buckets, most {found.shape}",
+        image_shape=str(found.shape) if found.shapes is None else f"{one_or_more(len(set(found.shapes)), 'bucket')}, most {found.shape}",
         buckets=tuple((str(shape), count) for shape, count in Counter(found.shapes).items()) if found.shapes else None,
         resize=config.resize,
         attacks=tuple(_written(attack) for attack in attacks),

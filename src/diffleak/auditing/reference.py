@@ -18,7 +18,7 @@ from diffleak.config import BASE, is_hub_id, no_model
 from diffleak.diffusion.denoiser import Guided
 from diffleak.diffusion.preconditioning import ROUNDING
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 
 
 def load_reference(config: AuditConfig, target: Target) -> Target | None:
@@ -62,7 +62,7 @@ def refuse_incompatible(target: Target, reference: Target) -> None:
             "the reference and the model must share one noise schedule; these two differ, so a timestep is not the same noise in both"
         )
     if target.classes != reference.classes:
-        said = [f"{n} classes" if n else "no classes" for n in (reference.classes, target.classes)]
+        said = [one_or_more(n, "class", "classes") if n else "no classes" for n in (reference.classes, target.classes)]
         raise UserError(f"the reference must take the labels that the model takes; they take {said[0]} and {said[1]}")
     one_of, other_of = target.class_names.numbers, reference.class_names.numbers
     unlike = sorted(name for name in one_of.keys() & other_of.keys() if one_of[name] != other_of[name])

@@ -36,7 +36,7 @@ from diffleak.diffusion.devices import free_unused_memory
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, side_by_side
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.records.audit import AuditRecord
 from diffleak.records.plan import Plan
 from diffleak.records.scores import ChunkMeta, Scores, Spent, chunk_file, plan_id, read_chunk, read_spent, write_chunk
@@ -520,7 +520,7 @@ def _score_chunk(
             made, shared, read = made + scored.made + scored.shared + scored.read, shared + scored.shared, read + scored.read
             halved += scored.halved
     if made != len(rows) * declared:
-        said = f"{attack.label} declares {declared} queries per image and made {made / len(rows):g}"
+        said = f"{attack.label} declares {one_or_more(declared, 'query', 'queries')} per image and made {made / len(rows):g}"
         raise RuntimeError(said) if attack.code is None else UserError(f"{said}: its `queries` must be those of all its timesteps")
     halved += [] if room.most is None else [room.most]
     meta = ChunkMeta(plan_id(job.plan), made, attack.parameters())

@@ -116,7 +116,8 @@ def _about_units(prepared: Prepared) -> Iterator[str]:
             f"{int(units.member.sum()):,} members and {int((~units.member).sum()):,} held-out images are counted"
         )
     elif units.kind == "image" and scan.repeated:
-        yield f"{scan.repeated} images occur more than once on their side; intervals treat them as independent"
+        occur = one_or_more(scan.repeated, "image occurs", "images occur")
+        yield f"{occur} more than once on their side; intervals treat them as independent"
     elif units.kind == "group":
         pairs = np.unique(np.stack([2 * scan.clusters + scan.cohort.member, units.of]), axis=1)[0]
         apart = int((np.unique(pairs, return_counts=True)[1] > 1).sum())
@@ -210,8 +211,9 @@ def about_reading(prepared: Prepared) -> list[str]:
     if prepared.config.resize and prepared.scan.resized:
         found.append(resized(prepared.scan.resized, prepared.plan.image_shape))
     if prepared.plan.buckets:
+        buckets = one_or_more(len(prepared.plan.buckets), "bucket")
         found.append(
-            f"images were brought to the {len(prepared.plan.buckets)} buckets of --buckets {prepared.config.buckets} as kohya's scripts do "
+            f"images were brought to {buckets} of --buckets {prepared.config.buckets} as kohya's scripts do "
             "(bicubic, antialiased, centre crop); the scores are of the training images only if the training sized them alike"
         )
     return found

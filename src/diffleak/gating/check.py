@@ -16,7 +16,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from diffleak.config import build, command_line, flag
-from diffleak.errors import GateFailed, InvalidAudit, UserError, visible
+from diffleak.errors import GateFailed, InvalidAudit, UserError, one_or_more, visible
 from diffleak.gating.config import GateConfig
 from diffleak.gating.limits import LIMITS, gates, gates_compared, judged
 from diffleak.records import digests
@@ -109,7 +109,7 @@ def refuse(record: GateRecord) -> None:
     """Raises `GateFailed` with a line for every limit that is not met, and by how much."""
     failed = [_line(record, limit) for limit in record.limits if not all(each.passed for each in _of(record, limit))]
     if failed:
-        raise GateFailed("\n".join((f"{len(failed)} of {len(record.limits)} limits not met", *failed)))
+        raise GateFailed("\n".join((f"{len(failed)} of {one_or_more(len(record.limits), 'limit')} not met", *failed)))
 
 
 def _of(record: GateRecord, limit: str) -> list[Gate]:

@@ -24,7 +24,7 @@ class Counted(NamedTuple):
 
     def sides(self, members: int, nonmembers: int) -> str:
         """1600 members, 1600 held-out images"""
-        return f"{count(members)} {self.members}, {count(nonmembers)} {self.all_held_out}"
+        return f"{one_or_more(members, self.member, self.members)}, {one_or_more(nonmembers, self.held_out, self.all_held_out)}"
 
 
 IMAGES = Counted("member", "members", "held-out image", "held-out images")

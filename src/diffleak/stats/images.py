@@ -19,6 +19,7 @@ from jaxtyping import Float, Float64, Int64
 from numpy.linalg import eigh
 from scipy.special import bdtr, ndtri, stdtrit, xlogy
 
+from diffleak.errors import one_or_more
 from diffleak.records.base import Estimate
 from diffleak.stats.metrics import order_statistics
 
@@ -289,7 +290,7 @@ def percentile(values: Float64[np.ndarray, " n"], percent: float | int) -> Estim
     below = bdtr(np.arange(n + 1), n, percent / 100)  # P(at most k of n lie below the true percentile)
     low, high = int(np.searchsorted(below, 0.025, side="right")), int(np.searchsorted(below, 0.975)) + 1
     if low < 1 or high > n:
-        return Estimate(value=value, reason=f"{n} images are too few for an interval of this percentile")
+        return Estimate(value=value, reason=f"{one_or_more(n, 'image is', 'images are')} too few for an interval of this percentile")
     return Estimate(value=value, low=float(ordered[low - 1]), high=float(ordered[high - 1]), method="order statistics")
 
 

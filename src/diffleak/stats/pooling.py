@@ -40,12 +40,12 @@ def pooled(runs: Sequence[Estimate]) -> Pooled:
     values, widths = [run.value for run in runs], [(run.low, run.high) for run in runs]
     known = [value for value in values if value is not None]
     if len(known) < len(runs):
-        lost = next(run for run in runs if run.value is None)
-        return Pooled(Estimate(reason=f"not estimable in {len(runs) - len(known)} of {len(runs)} runs: {lost.reason}"), None)
+        why = next(run.reason for run in runs if run.value is None)
+        return Pooled(Estimate(reason=f"not estimable in {len(runs) - len(known)} of {len(runs)} runs: {why}"), None)
     mean, spread = float(np.mean(known)), float(np.std(known, ddof=1))
     errors = [(high - low) / (2 * NORMAL) for low, high in widths if low is not None and high is not None]
-    if len(errors) < len(runs):
-        return Pooled(Estimate(value=mean, reason=f"{len(runs) - len(errors)} of {len(runs)} runs have no interval"), spread)
+    if lost := len(runs) - len(errors):
+        return Pooled(Estimate(value=mean, reason=f"{lost} of {len(runs)} runs {'has' if lost == 1 else 'have'} no interval"), spread)
     half = sqrt((_quantile(len(runs) - 1) * spread / sqrt(len(runs))) ** 2 + NORMAL**2 * float(np.mean(np.square(errors))))
     return Pooled(Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), method=METHOD), spread)
 

@@ -48,7 +48,8 @@ def said(evidence: Evidence) -> tuple[str, ...]:
             f"{_named(run)}."
         )
     if others:
-        lines.append(f"Not run, though they count: {', '.join(f'{visible(e.attack)} ({e.access})' for e in others)}.")
+        count = "it counts" if len(others) == 1 else "they count"
+        lines.append(f"Not run, though {count}: {', '.join(f'{visible(e.attack)} ({e.access})' for e in others)}.")
     beyond = [each for each in evidence.attacks if each.run and not evidence.counts(each.access)]
     if beyond:
         lines.append(f"Run, but with more access than this release gives{_named(beyond)}.")

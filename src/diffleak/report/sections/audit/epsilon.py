@@ -23,7 +23,7 @@ def lines(record: EpsilonRecord) -> tuple[str, ...]:
     """The bound in sentences, the answer first."""
     where = f"{visible(record.attack)}" + (f" at timestep {record.timestep}" if record.timestep is not None else "")
     where += f" with {visible(record.setting)}" if record.setting else ""
-    of, called = ("", "images") if record.group is None else (f" of groups by {record.group}", "groups")
+    of, called = ("", "image") if record.group is None else (f" of groups by {record.group}", "group")
     found = [
         f"epsilon is at least {record.epsilon:.3f} ({record.level * 100:g} %), delta {record.delta:g}, "
         f"{one_or_more(record.guesses, 'guess', 'guesses')}{of} "
@@ -34,7 +34,8 @@ def lines(record: EpsilonRecord) -> tuple[str, ...]:
         found.append(f"promised by DP-SGD: epsilon {record.promised:.3f} at delta {record.promised_delta:g}; {verdict}")
     found += [record.reason] if record.reason else []
     found.append(
-        f"guessed by {where}: {count(record.top)} {called} as members and {count(record.bottom)} as held out, of {count(record.units)}; "
+        f"guessed by {where}: {one_or_more(record.top, called)} as members and {count(record.bottom)} as held out, of "
+        f"{count(record.units)}; "
         f"the attack, its setting and the number of guesses were chosen on {count(record.calibrate_units)} others"
     )
     return (*map(visible, found), *(f"warning: {visible(line)}" for line in record.warnings))

@@ -89,7 +89,8 @@ def outcome(checks: Sequence[Gate]) -> str:
         also = f" ({count(unknown)} of {count(len(checks))} results cannot be estimated)" if len(checks) > 1 else ""
         return f"is not met: {sentence(worst)}{also}"
     nearest = max(known, key=lambda each: each.reach or 0.0)
-    above = f"; {count(len(known))} of {count(len(checks))} are above the limit" if len(checks) > 1 else ""
+    are = "is" if len(known) == 1 else "are"
+    above = f"; {count(len(known))} of {count(len(checks))} {are} above the limit" if len(checks) > 1 else ""
     rest = f", {count(unknown)} cannot be estimated" if unknown else ""
     by = beside((nearest.reach or 0.0) - nearest.at_most, 0.0)
     return f"is not met (exceeded by {by}): {_reaches(nearest)} ({visible(nearest.attack)}{highest}{above}{rest})"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from diffleak.errors import visible
+from diffleak.errors import one_or_more, visible
 from diffleak.records.audit import AuditRecord, FilterGain, Gain, Geometry, Quartile
 from diffleak.records.base import Estimate
 from diffleak.report import selection
@@ -12,7 +12,7 @@ from diffleak.report.audited import Audited
 from diffleak.report.judgement import GUESSING
 from diffleak.report.section import Block, Section, Sentences, Tabulated, drawn, figure, heading, prose
 from diffleak.report.table import COLUMNS, Cell, Column, Table, difference_cell, differences, gain_cell, missing, tabulate
-from diffleak.report.wording import count, interval, signed, signed_interval, spoken
+from diffleak.report.wording import IMAGES, interval, signed, signed_interval, spoken
 
 COMPARED = (None, "influence:0.4", "random:0.4", "reverse:0.4")
 QUARTERS = {1: "lowest", 2: "second", 3: "third", 4: "highest"}
@@ -38,9 +38,11 @@ def _intro(audit: Audited, found: Geometry) -> tuple[Block, ...]:
     first = f" Quarters and figures by quarter are of the first of {repeats} random divisions." if repeats > 1 else ""
     counted = " Near-duplicates count as one image, with the mean of their distortion." if audit.record.split.unit == "cluster" else ""
     filtered = ", their noise filtered out over neighbouring coordinates" if audit.record.plan.estimator == "filtered" else ""
+    largest = "largest logarithmic singular value"
+    values = f"the {largest}" if found.top == 1 else f"the sum of the {found.top} {largest}s"
     how = (
-        f"Distortion is the sum of the {found.top} largest logarithmic singular values of the decoder's Jacobian at an image; influence of "
-        f"a latent coordinate is estimated from {found.probes} random probes{filtered}.{first}{counted}"
+        f"Distortion is {values} of the decoder's Jacobian at an image; influence of a latent coordinate is estimated from "
+        f"{one_or_more(found.probes, 'random probe')}{filtered}.{first}{counted}"
     )
     return prose(why), prose(how, "prose muted")
 
@@ -71,7 +73,7 @@ def _quarters(audit: Audited, found: Geometry) -> tuple[Block, ...]:
         key += [keys.band("random quarters")] if found.band else []
         key += [keys.chosen(f"chosen timestep, {at}")] if at is not None else []
         blocks += [figure(curves, (read, band), [*key, keys.GUESSING])]
-    sizes = lambda q: f"{count(q.n_members)} members, {count(q.n_nonmembers)} held-out images"
+    sizes = lambda q: IMAGES.sides(q.n_members, q.n_nonmembers)
     rows = [(quarter(q), auc_words(q.auc), sizes(q)) for q in found.quartiles]
     if intervals:
         read = "The same four groups at the chosen timestep: how often the attack picks the member out of a pair, with 95 % intervals."

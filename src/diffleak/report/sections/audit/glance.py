@@ -83,7 +83,8 @@ def missing(record: AuditRecord) -> str:
     if not evidence.counting:
         return "all that count for this release, since none of them works with this model; so for this release nothing was tested."
     names = [visible(each.attack) for each in evidence.counting if not each.run]
-    return f"{', '.join(names)}. Outsiders of this release could run them." if names else "none that outsiders of this release could run."
+    them = "it" if len(names) == 1 else "them"
+    return f"{', '.join(names)}. Outsiders of this release could run {them}." if names else "none that outsiders of this release could run."
 
 
 def released(record: AuditRecord) -> str:

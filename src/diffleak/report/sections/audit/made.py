@@ -79,7 +79,7 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
             + (", filtered" if plan.estimator == "filtered" else ""),
         )
     if plan.top is not None:
-        yield "Singular values", f"the {count(plan.top)} largest, for distortion"
+        yield "Singular values", f"the {'' if plan.top == 1 else f'{count(plan.top)} '}largest, for distortion"
     if plan.classes is not None:
         yield "Classes", f"{count(plan.classes)}; each image was scored with its own label"
     if plan.labels is not None:

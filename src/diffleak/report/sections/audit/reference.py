@@ -72,11 +72,11 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         return ()
     higher, lower = _beside([r.gain.auc if r.gain else Estimate() for r in others], 0.0)
     better, worse = _beside([r.auc for r in excess], 0.5)
-    attacks = one_or_more(len(excess), "attack")
+    attacks, tell = one_or_more(len(excess), "attack"), "tells" if better == 1 else "tell"
     return (
         f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
         f"{attacks} (the interval of the AUC difference lies above 0), and less for {lower} (it lies below 0).",
-        f"On the excess over the reference, {better} of {attacks} tell members apart better than by guessing"
+        f"On the excess over the reference, {better} of {attacks} {tell} members apart better than by guessing"
         + (f". For {worse}, held-out images rank higher, which happens if the reference was trained on the members." if worse else "."),
         *medians(record.split.repeats),
     )
