@@ -76,7 +76,7 @@ def prepared(
     found = prepare(config, target, cohort or inquired(config), reference, made, log=log)
     _, counted, across = _to_test(found)
     if counted.kind == "group":  # `prepare` has counted images
-        beside = f", without {_some(int(across.sum()), 'image')} with a near-duplicate on the other side"
+        beside = f", without {one_or_more(int(across.sum()), 'image')} with a near-duplicate on the other side"
         left = beside if across.any() else ""
         refuse_few(int(counted.member.sum()), int((~counted.member).sum()), GROUPS, left)
     # what an attack takes from images, it takes from both sides
