@@ -212,19 +212,30 @@ def test_importing_the_package_reads_no_metadata_of_packages_until_asked_for_the
 
 
 def strings(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where every string of a file begins and ends: rows from 1, columns from 0."""
+    """Where every string of a file that is no f-string begins and ends: rows from 1, columns from 0."""
     with path.open("rb") as file:
-        return [(token.start, token.end) for token in tokenize.tokenize(file.readline) if token.type == tokenize.STRING]
+        found = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.STRING]
+    return [(token.start, token.end) for token in found if "f" not in re.split("[\"']", token.string, maxsplit=1)[0].lower()]
+
+
+def undefined(*where: Path) -> tuple[list[tuple[str, tuple[int, int], str]], int]:
+    """The names outside of strings that are defined nowhere, and how many there are in strings, where they are dimensions."""
+    done = subprocess.run([*RUFF, "--select", "F821", "--output-format", "json", *map(str, where)], capture_output=True, text=True)
+    found = [(Path(e["filename"]), (e["location"]["row"], e["location"]["column"] - 1), e["message"]) for e in json.loads(done.stdout)]
+    places = {path: strings(path) for path, _, _ in found}
+    outside = [(path.name, at, said) for path, at, said in found if not any(start <= at < end for start, end in places[path])]
+    return outside, len(found) - len(outside)
 
 
 def test_no_code_uses_a_name_that_is_defined_nowhere():
     """The linters are told to let names pass, since those in jaxtyping's strings are dimensions; outside of strings none may."""
-    where = [str(SOURCE), str(Path(__file__).parent)]
-    done = subprocess.run([*RUFF, "--select", "F821", "--output-format", "json", *where], capture_output=True, text=True)
-    found = [(Path(e["filename"]), (e["location"]["row"], e["location"]["column"] - 1), e["message"]) for e in json.loads(done.stdout)]
-    assert len(found) > 100, "dimensions are among them"
-    places = {path: strings(path) for path, _, _ in found}
-    assert [(path.name, *rest) for path, *rest in found if not any(start <= rest[0] < end for start, end in places[path])] == []
+    outside, dimensions = undefined(SOURCE, Path(__file__).parent)
+    assert outside == [] and dimensions > 100
+
+
+def test_a_name_that_is_defined_nowhere_is_found_in_an_f_string_too(tmp_path):
+    (tmp_path / "a.py").write_text('def said(x: "b") -> str:\n    return f"of {nowhere(x)} images"\n')
+    assert undefined(tmp_path) == ([("a.py", (2, 17), "Undefined name `nowhere`")], 1)
 
 
 def test_no_other_name_of_the_package_is_left():
