@@ -203,6 +203,7 @@ def test_a_comparison_says_on_which_part_the_strongest_attacks_were_chosen(compa
     assert without not in shown and "has no calibrate part" not in shown
     some = to_html(comparison.page(worst_of(compared, 1, chosen_on="test")))
     assert some.count(f"with the highest AUC on the calibrate part {without}") >= 1 and some.count(without) >= 2
+    assert 'title="The timestep, or setting; chosen on the calibrate part where there is one."' in some
 
 
 def test_a_pooled_comparison_does_not_say_that_its_intervals_cover_no_seed(tmp_path):

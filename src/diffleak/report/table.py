@@ -14,6 +14,7 @@ from diffleak.stats.metrics import FEW
 
 NOT_ESTIMABLE = "n/e"
 MASKED = "masked minus unmasked on the same test images. In brackets: 95 % interval."
+TIMESTEP = "The timestep, or setting; chosen on the calibrate part where there is one."
 R = TypeVar("R")
 ORACLE_NOTE = (
     "Oracle AUC: the best timestep or setting picked on the test images themselves, as papers do. "
@@ -235,7 +236,7 @@ COLUMNS = (
         tnr_cell,
     ),
     Column(("Attack", "success"), "Share of right answers at the threshold set on the calibrate part.", 3, asr_cell),
-    Column(("Timestep",), "The timestep, or setting; chosen on the calibrate part where there is one.", 4, setting_cell),
+    Column(("Timestep",), TIMESTEP, 4, setting_cell),
     Column(("Queries", "per image"), "Forwards of the denoiser for all timesteps; below, for the chosen one only.", 5, _queries),
     Column(("Achieved FPR",), "False alarms on the test part, at the threshold that was set on the calibrate part.", 9, _achieved),
     Column(("Oracle", "AUC"), ORACLE_NOTE, 10, _oracle, look="faint"),

@@ -8,7 +8,7 @@ from diffleak.records.base import Estimate
 from diffleak.records.comparison import ComparedResult, Comparison, Entry, PooledResult
 from diffleak.report.section import Section, Tabulated
 from diffleak.report.sections.comparison.verdict import QUALITY, artefact, chosen_on
-from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, missing, rate_cell, setting_cell, tabulate
+from diffleak.report.table import TIMESTEP, Cell, Column, Table, difference_cell, estimate_cell, missing, rate_cell, setting_cell, tabulate
 
 FIRST = "Entry and attack"
 
@@ -39,7 +39,7 @@ def attacks_table(record: Comparison) -> Table:
         Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.result.tpr_at_1pct)),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
-        Column(("Timestep",), "Or setting, chosen on the calibrate part.", 6, lambda c: setting_cell(c.result)),
+        Column(("Timestep",), TIMESTEP, 6, lambda c: setting_cell(c.result)),
     )
     return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), c.entry.worst_result == c.result))
 
