@@ -247,11 +247,11 @@ def test_wrong_data_is_one_line(capsys, model, sides, tmp_path):
 
     Image.fromarray(RNG.integers(0, 256, (10, 8, 3), dtype=np.uint8)).save(nonmembers / "tall.png")
     message = refused(capsys, *audit, *sides)
-    assert "1 of 25 images do not have the shape the model takes, 8 x 8 RGB (first: tall.png is 10 x 8 RGB)" in message
+    assert "1 of 25 images does not have the shape the model takes, 8 x 8 RGB (first: tall.png is 10 x 8 RGB)" in message
     (nonmembers / "tall.png").unlink()
 
     Image.open(members / "members-03.png").save(nonmembers / "copy.bmp")
-    assert "1 are on both sides, pixel for pixel: members-03.png = copy.bmp" in refused(capsys, *audit, *sides)
+    assert "1 image is on both sides, pixel for pixel: members-03.png = copy.bmp" in refused(capsys, *audit, *sides)
 
 
 def test_resizing_is_recorded(capsys, model, sides, tmp_path):

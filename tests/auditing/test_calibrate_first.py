@@ -189,7 +189,7 @@ def test_workers_wait_for_each_other_say_for_whom_and_give_the_same_bytes(first,
     early = Thread(target=work, args=(0,))
     early.start()
     assert waiting.wait(60), "the first worker is done with its calibrate chunks, and no other has begun"
-    waits = f"worker 1 of {count} waits for {3 - len(range(0, 3, count))} calibrate chunks of worker {', '.join('23'[: count - 1])}"
+    waits = f"worker 1 of {count} waits for {'1 calibrate chunk of worker 2' if count == 2 else '2 calibrate chunks of worker 2, 3'}"
     assert said[0] == f"{waits}; if one of them has stopped, start it again and this one goes on"
     others = [Thread(target=work, args=(rank,)) for rank in range(1, count)]
     for each in others:

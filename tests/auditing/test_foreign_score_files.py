@@ -58,7 +58,7 @@ KINDS = {
     "empty.csv": (b"", "cannot be read (it is empty)"),
     "empty.parquet": (b"", "cannot be read ("),
     "header.csv": (b"id,member,score\n", "must hold members and non-members; it has 0 and 0"),
-    "no id.csv": (TEXT.replace("i3,", ",").encode(), "must have an id in every row; 1 have none (first: row 4)"),
+    "no id.csv": (TEXT.replace("i3,", ",").encode(), "must have an id in every row; 1 has none (first: row 4)"),
     "twice.csv": (TEXT.replace("i3,", "i4,").encode(), "must name each id once; it repeats 1 (first: i4)"),
     "huge.csv": (b"x" * 10_000_000 + b"\n1\n", "cannot be read (field larger than field limit"),
     "wide.csv": (b"id," * 1_000_000 + b"x\n", "must have each column once; id is there twice"),
@@ -117,7 +117,7 @@ NOT_READ = {
         "score must hold numbers; got '2020-01-01 00:00:00' in row 1",
     ),
     "null ids": ({"id": pa.array(["a", None] * 20)}, "must have an id in every row; 20 have none (first: row 2)"),
-    "NaN ids": ({"id": pa.array([float("nan"), *map(float, range(39))])}, "must have an id in every row; 1 have none (first: row 1)"),
+    "NaN ids": ({"id": pa.array([float("nan"), *map(float, range(39))])}, "must have an id in every row; 1 has none (first: row 1)"),
     "null members": ({"member": pa.array([1, 0, None] + [1] * 37)}, "member must be 0 or 1; got None in row 3"),
     "ids of other bytes": ({"id": pa.array([b"\xff"] * 40).view(pa.string())}, "the column id of"),
 }

@@ -97,7 +97,7 @@ def test_groups_of_one_image_give_the_numbers_of_an_audit_of_images_to_the_bit_a
     ("column", "said"),
     [
         ("persn", "no column persn: it has file_name, person"),
-        ("shared", "a group must stand on one side; 24 of the groups by shared are on both (first: team-0, with 1 members and 1 held-out"),
+        ("shared", "a group must stand on one side; 24 groups by shared are on both (first: team-0, with members: 1, held-out images: 1"),
         ("one", "at least 10 groups of members and 10 held-out groups; the column one has 1 and 1"),
         ("few", "at least 10 groups of members and 10 held-out groups; the column few has 2 and 2"),
         ("", "group"),

@@ -467,7 +467,7 @@ def test_the_same_image_on_both_sides_is_refused_whatever_its_format(tmp_path):
     held_out[[4, 6]] = members[[9, 2]]
     with pytest.raises(UserError) as error:
         scanned(folder(tmp_path / "m", members), folder(tmp_path / "h", held_out, suffix=".bmp"))
-    one_line(error, "must not share an image; 2 are on both sides")
+    one_line(error, "must not share an image; 2 images are on both sides")
     one_line(error, r"009\.png = 004\.bmp")
     one_line(error, r"002\.png = 006\.bmp")
 
@@ -476,7 +476,7 @@ def test_many_shared_images_are_counted_and_five_listed():
     images = pictures(12)
     with pytest.raises(UserError) as error:
         scanned(images, images)
-    one_line(error, "12 are on both sides.* and 7 more")
+    one_line(error, "12 images are on both sides.* and 7 more")
     assert str(error.value).count(" = ") == 5
 
 

@@ -126,7 +126,7 @@ def test_a_folder_named_like_an_image_is_read_where_it_holds_images_and_counted_
     found = list_images(tmp_path)
     assert [file.relative_to(tmp_path).as_posix() for file in found.files] == ["x.png/inner.png"]
     assert (found.left_out.unopened, found.left_out.first_unopened, found.left_out.hidden) == (1, "c.png/y.png", 1)
-    with pytest.raises(UserError, match="1 look like images and are of a kind that is not opened"):
+    with pytest.raises(UserError, match="1 looks like an image and is of a kind that is not opened"):
         open_source(tmp_path / "c.png")
 
 

@@ -131,8 +131,11 @@ def test_a_side_without_the_column_lacks_groups(tmp_path):
 def test_a_group_on_both_sides_is_refused_by_name_but_not_of_an_anonymous_cohort(tmp_path):
     cohort = sides(tmp_path, ["bob", "ann", "ann"], ["dan", "ann", "bob"])
     groups = groups_of(cohort, "person")
-    with pytest.raises(UserError, match=r"2 of the groups by person are on both \(first: ann, with 2 members and 1 held-out images\)"):
+    with pytest.raises(UserError, match=r"2 groups by person are on both \(first: ann, with members: 2, held-out images: 1\)"):
         refuse_both_sides(groups, cohort, "person")
+    one = sides(tmp_path / "one", ["bob", "ann"], ["dan", "ann"])
+    with pytest.raises(UserError, match="1 group by person is on both"):
+        refuse_both_sides(groups_of(one, "person"), one, "person")
     with pytest.raises(UserError) as refused:
         refuse_both_sides(groups, cohort.renamed(Key(bytes(32))), "person")
     assert "ann" not in str(refused.value).replace("the same command", "") and "without --anonymous" in str(refused.value)

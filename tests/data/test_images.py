@@ -313,7 +313,7 @@ def test_white_without_images_of_more_than_eight_bits_is_refused():
 def test_images_that_differ_in_their_lower_bits_only_are_not_called_equal_pixel_for_pixel(tmp_path):
     values = deep_pictures(12, 65_280) // 256 * 256
     sides = (folder(tmp_path / "m", map(deep_png, values)), folder(tmp_path / "n", map(deep_png, values + 1)))
-    assert "12 are on both sides, pixel for pixel as the model is given them (at 8 bits): " in refusal(lambda: scanned(*sides))
+    assert "12 images are on both sides, pixel for pixel as the model is given them (at 8 bits): " in refusal(lambda: scanned(*sides))
 
 
 # transparency
@@ -396,7 +396,7 @@ def test_images_that_differ_in_alpha_only_are_refused_as_alike_without_alpha():
     other = images.copy()
     other[..., 3] //= 2
     said = refusal(lambda: scanned(images, other, shape=ImageShape(3, 6, 8)))
-    assert "12 are on both sides, pixel for pixel as the model is given them (without alpha): " in said
+    assert "12 images are on both sides, pixel for pixel as the model is given them (without alpha): " in said
     assert len(scanned(images, other, shape=ImageShape(4, 6, 8)).cohort) == 24
 
 
@@ -504,7 +504,7 @@ def test_a_folder_of_what_is_not_opened_says_so(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"x")
     (tmp_path / ".b.png").write_bytes(b"x")
     said = refusal(lambda: open_source(tmp_path))
-    assert "found none; 1 look like images and are of a kind that is not opened (first: a.heic); 1 are hidden (first: .b.png)" in said
+    assert "found none; 1 looks like an image and is of a kind that is not opened (first: a.heic); 1 is hidden (first: .b.png)" in said
 
 
 # in every command

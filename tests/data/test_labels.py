@@ -316,7 +316,7 @@ def test_an_image_without_a_label_is_refused_by_name_but_not_where_the_audit_lea
     names = [f"{i}.png" for i in range(4)]
     path = folder(tmp_path / "x", names, [{"file_name": name, "label": 1} for name in names[1:]])
     with pytest.raises(
-        UserError, match=r"every image needs a label; 1 of the 4 images have none by metadata.jsonl \(first: 0.png; .* 1.png\)"
+        UserError, match=r"every image needs a label; 1 of the 4 images has none by metadata.jsonl \(first: 0.png; .* 1.png\)"
     ):
         numbered(path)
     (tmp_path / "split.json").write_text(json.dumps({"members": names[1:2], "nonmembers": names[2:]}))
@@ -425,8 +425,8 @@ def test_a_table_has_the_labels_of_its_column_across_row_groups(tmp_path):
         (["cat", "dog", "emu"], r"labels from the column label are names that are no classes of it \(cat, dog, emu\)"),
         ([0.0, 1.0, 2.0], r"the column label of .*a.parquet must hold labels as whole numbers or names \(got the label 0.0\)"),
         ([True, False, True], r"\(got the label true\)"),
-        ([0, None, 2], r"every image needs a label; 1 of the 3 images have none by the column label \(first: 1\)"),
-        ([0, 10, 2], r"labels must lie in \[0, 10\), the model's classes; 1 of the images do not \(first: 1 has 10\)"),
+        ([0, None, 2], r"every image needs a label; 1 of the 3 images has none by the column label \(first: 1\)"),
+        ([0, 10, 2], r"labels must lie in \[0, 10\), the model's classes; 1 of the images does not \(first: 1 has 10\)"),
     ],
     ids=str,
 )

@@ -80,7 +80,7 @@ def test_swapped_sides_are_refused_with_their_numbers(data, trained, tmp_path):
 
 def test_another_draw_is_refused_for_the_images_that_changed_sides(data, trained, tmp_path):
     mixed = split(tmp_path, [*MEMBERS[3:], *HELD_OUT[:2]], [*HELD_OUT[2:], MEMBERS[0]])
-    with pytest.raises(UserError, match=r"2 of the members are held out .* and 1 of the held-out images are trained on"):
+    with pytest.raises(UserError, match=r"2 of the members are held out .* and 1 of the held-out images is trained on"):
         checked(trained(), data=str(data), split=mixed)
 
 
@@ -156,7 +156,7 @@ def test_a_split_of_the_data_beside_an_adapter_accuses_nobody(data, trained, tmp
     assert given.startswith(f"The list of members is taken on trust, as given in {model / 'split.json'}: only names could be compared")
     write(one, ["000.jpg"])
     more = checked(model, members=one, nonmembers=two)
-    assert not more.same_names and "does not confirm it: 1 of 41 images are not listed there by name" in more.sentence
+    assert not more.same_names and "does not confirm it: 1 of 41 images is not listed there by name" in more.sentence
 
 
 def test_without_a_split_of_its_own_or_with_a_damaged_one_membership_is_taken_on_trust(data, trained, tmp_path):
@@ -176,7 +176,7 @@ def test_a_teacher_is_audited_with_the_split_of_its_defence(data, trained, tmp_p
     trained("defence", None, halves=halves)
     teacher = trained("defence/teacher-1", members=halves[0], nonmembers=nonmembers)
     found = checked(teacher, data=str(data), split=tmp_path / "defence" / "split.json")
-    assert found.status == "confirmed" and found.reason.startswith("10 of the members are the half of the other teacher")
+    assert found.status == "confirmed" and found.reason.startswith("10 of the members belong to the half of the other teacher")
     with pytest.raises(UserError, match="of the held-out images are trained on"):
         checked(teacher, data=str(data), split=split(tmp_path, [*halves[1], *HELD_OUT], halves[0]))
     elsewhere = trained("given", members=halves[1], nonmembers=HELD_OUT)  # as with --teachers A,B

@@ -185,7 +185,7 @@ def test_training_takes_and_refuses_names_as_an_audit_does(tmp_path, capsys):
     assert "c.csv has 1 name of no image (first: more.png; the data has images such as a.png)" in capsys.readouterr().err
     (tmp_path / "c.csv").write_text("file_name,text\na.png,one\nmore.png,three\n")
     said = refusal(lambda: read_training_data(config))
-    assert "1 of 2 have none (first: b.png; it has 1 name of no image, first: more.png): add them" in said
+    assert "1 of 2 has none (first: b.png; it has 1 name of no image, first: more.png): add them" in said
 
 
 COLUMNS = {

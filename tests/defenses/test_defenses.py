@@ -224,8 +224,17 @@ def test_with_memorising_teachers_the_target_says_nothing_of_the_image_itself():
 
 
 def test_an_image_in_neither_half_is_refused():
-    with pytest.raises(UserError, match=r"must be in one of the halves; 1 are in neither \(first: c\)"):
+    with pytest.raises(UserError, match=r"must be in one of the halves; 1 is in neither \(first: c\)"):
         half_of(("a", "c"), Lesson((), (("a",), ("b",))))
+
+
+@pytest.mark.parametrize(("copies", "said"), [(1, "1 group"), (2, "2 groups")])
+def test_the_line_on_the_halves_counts_what_stays_together(tmp_path, capsys, copies, said):
+    images = np.random.default_rng(3).integers(0, 256, (12, 16, 16, 1), dtype=np.uint8)
+    images[:copies] = images[-copies:]
+    np.save(tmp_path / "alike.npy", images)
+    halves_of(settings("dual", tmp_path / "alike.npy", tmp_path / "out", train_size=None))
+    assert f"halves: 6 and 6 images, {said} of near-duplicates kept together\n" in capsys.readouterr().err
 
 
 # ---- the command
@@ -357,7 +366,7 @@ def refused(data: Path, tmp_path: Path, teachers: str, **more) -> None:
 def test_teachers_whose_splits_overlap_are_refused(data, tmp_path, teachers):
     path = tmp_path / "out" / "teacher-2" / "split.json"
     path.write_text(json.dumps(split_of(tmp_path / "out" / "teacher-1")))
-    with pytest.raises(UserError, match="must be trained on disjoint images; 8 are in both splits"):
+    with pytest.raises(UserError, match="must be trained on disjoint images; 8 images are in both halves"):
         refused(data, tmp_path, teachers)
 
 
@@ -380,7 +389,7 @@ def test_teachers_whose_splits_are_unknown_are_refused_unless_the_halves_are_giv
         refused(data, tmp_path, teachers, halves=halves)
     (tmp_path / "out" / "teacher-1" / "split.json").unlink()
     halves.write_text(json.dumps({"halves": [["0"], ["999"]]}))
-    with pytest.raises(UserError, match=r"must hold the images the teachers were trained on; 1 are not there \(first: 999\)"):
+    with pytest.raises(UserError, match=r"must hold the images the teachers were trained on; 1 is not there \(first: 999\)"):
         refused(data, tmp_path, teachers, halves=halves)
 
 

@@ -410,7 +410,7 @@ def test_a_member_without_a_caption_and_an_image_on_both_sides_are_refused(tmp_p
             (folder / f"{i}.txt").write_text("a picture")
     with pytest.raises(UserError, match=r"captions found: 2/3; every image needs one \(first without: 0\.png"):
         extract(text, members=folder)
-    with pytest.raises(UserError, match=r"members and held-out images must not share an image; 3 are on both sides"):
+    with pytest.raises(UserError, match=r"members and held-out images must not share an image; 3 images are on both sides"):
         extract(target(Gaussian(0.0, 1 / 3, SCHEDULE)), members=folder, nonmembers=captioned[0], images=3)
 
 

@@ -181,7 +181,7 @@ def test_without_an_alpha_a_layer_has_strength_1_and_with_alpha_0_it_stays_as_it
     target = hub.load(models("sd"), "float64", "cpu", lora=file)
     assert_merged(weights(target), by_formula("sd", before, layers))
     assert torch.equal(weights(target)[f"unet.{DOWN}.to_k.weight"], before[f"unet.{DOWN}.to_k.weight"])
-    assert target.warnings == ("the LoRA has alpha 0 in 1 of its 3 layers and does not change those",)
+    assert target.warnings == ("the LoRA has alpha 0 in 1 of its 3 layers, and changes nothing there",)
     nothing = {"unet": {f"{DOWN}.to_k": (2, 0.0)}}
     assert refusal(models("sd"), kohya_file(tmp_path / "b.safetensors", "sd", nothing)).endswith(
         "changes nothing: its alpha is 0 in every layer"

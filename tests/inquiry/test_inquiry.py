@@ -191,7 +191,7 @@ def inquired(model, images, control, **changes):
     [
         (IMAGES[:9], CONTROL, "at least 10 images in question, 5 in every half that is tested; got 9"),
         (IMAGES, CONTROL[:19], "at least 20 controls, 5 in every half that is tested; got 19"),
-        (np.concatenate([IMAGES, CONTROL[:1]]), CONTROL, "images in question and controls must not share an image; 1 are on both sides"),
+        (np.concatenate([IMAGES, CONTROL[:1]]), CONTROL, "and controls must not share an image; 1 image is on both sides"),
         (np.concatenate([IMAGES[:9], IMAGES[:9]]), CONTROL, "at least 10 images in question, 5 in every half that is tested; got 9"),
     ],
     ids=["few images", "few controls", "shared", "copies of few"],
@@ -272,7 +272,7 @@ def test_groups_are_tested_by_their_mean_scores(memoriser, artists, tmp_path):
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        ("both", "24 of the groups by both are on both (first: team-0, with 1 images in question and 1 controls)"),
+        ("both", "24 groups by both are on both (first: team-0, with images in question: 1, controls: 1)"),
         ("few", "--group needs at least 10 groups in question and 20 groups of controls; the column few has 8 and 8"),
         ("artst", "no column artst"),
     ],
@@ -346,7 +346,7 @@ def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
     (own / "split.json").write_text(json.dumps({"members": ["3"], "nonmembers": []}))
     np.save(tmp_path / "trained.npy", CONTROL)
     (own / "train.json").write_text(json.dumps({"data": str(tmp_path / "trained.npy")}))
-    with pytest.raises(UserError, match="1 of the controls are trained on"):
+    with pytest.raises(UserError, match="1 of the controls is trained on"):
         diffleak.inquire(own, **given, **FAST)
 
 

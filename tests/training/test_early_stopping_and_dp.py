@@ -533,5 +533,5 @@ def test_the_last_line_says_where_training_stopped_and_why(data, tmp_path, losse
             assert json.loads(said)["early_stopping"]["last_step"] == 4
         else:
             assert said.splitlines()[-1] == (
-                "early stopping: saved step 2, validation loss 1.0000; stopped at step 4: no lower for 1 checks"
+                "early stopping: saved step 2, validation loss 1.0000; stopped at step 4: no lower for 1 check"
             )

@@ -36,7 +36,7 @@ def test_coins_are_fair_and_independent_of_each_other_and_of_the_order():
 
 
 def test_coins_that_leave_no_side_are_refused():
-    with pytest.raises(UserError, match="the coins put all 1 images on one side"):
+    with pytest.raises(UserError, match="the coins put every image on one side, 1 in all; give more images"):
         toss(("a",), 0)
 
 

@@ -312,7 +312,7 @@ def test_a_base_whose_weights_hold_nan_is_refused_before_the_first_step_with_the
 def test_captions_that_are_cut_are_counted_before_training(bases, tmp_path, capsys):
     long = image_folder(tmp_path, told=lambda i: {"text": CAPTIONS[i] + (" moon" * 200 if i in (2, 5) else "")})
     diffleak.train(settings(long, tmp_path / "m", bases(), steps=1))
-    said = f"2 of {N} captions are longer than the text encoder reads: the model reads their beginning only (first: "
+    said = f"2 of {N} captions are longer than the text encoder reads: only the beginning is read (first: "
     assert said in capsys.readouterr().err
 
 
@@ -358,7 +358,7 @@ def test_training_with_other_captions_is_another_run(bases, data, tmp_path):
 def test_an_image_without_a_caption_is_refused(bases, data, tmp_path):
     (tmp_path / "none").mkdir()
     gap = image_folder(tmp_path / "none", told=lambda i: {"text": CAPTIONS[i]} if i != 5 else {})
-    with pytest.raises(UserError, match=r"must have a caption for every image; 1 of 8 have none \(first: 5.png; .* 0.png\): add a `text`"):
+    with pytest.raises(UserError, match=r"must have a caption for every image; 1 of 8 has none \(first: 5.png; .* 0.png\): add a `text`"):
         diffleak.train(settings(gap, tmp_path / "model", bases()))
     file = captions_file(tmp_path / "texts.json", {name: TEXTS[name] for name in list(TEXTS)[:6]})
     with pytest.raises(

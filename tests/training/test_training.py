@@ -641,7 +641,7 @@ def test_class_conditional_training_without_labels_is_refused(data, tmp_path):
 def test_a_label_out_of_range_is_refused(data, tmp_path, labelled, worst):
     labelled((*range(10), worst, *range(9), *range(10)))
     with pytest.raises(
-        UserError, match=rf"labels must lie in \[0, 10\), the model's classes; 1 of the training images do not \(first: .* has {worst}\)"
+        UserError, match=rf"labels must lie in \[0, 10\), the model's classes; 1 of the training images does not \(first: .* has {worst}\)"
     ):
         diffleak.train(config(data, tmp_path / "model", model=CONDITIONAL))
 

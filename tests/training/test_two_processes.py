@@ -75,7 +75,7 @@ def test_two_processes_stop_early_together(launched, data, tmp_path, capsys):
     assert (two["last_step"], one["last_step"]) == (4, 4)
     assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-6)
     assert "early stopping: saved step 2, validation loss" in launched[1]
-    assert "stopped at step 4: no lower for 1 checks" in launched[1]
+    assert "stopped at step 4: no lower for 1 check\n" in launched[1]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def toss(ids: tuple[str, ...], seed: int) -> tuple[tuple[str, ...], tuple[str, .
     heads = [bool(hashlib.blake2b(f"coin\0{seed}\0{image_id}".encode(), digest_size=1).digest()[0] & 1) for image_id in ids]
     sides = tuple(tuple(i for i, head in zip(ids, heads, strict=True) if head is side) for side in (True, False))
     if not all(sides):
-        raise UserError(f"the coins put all {len(ids)} images on one side; give more images, or another --seed")
+        raise UserError(f"the coins put every image on one side, {len(ids):,} in all; give more images, or another --seed")
     return sides[0], sides[1]
 
 

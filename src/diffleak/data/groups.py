@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from diffleak.data.cohort import Cohort
-from diffleak.errors import UserError, is_text, listed, nearest, shown
+from diffleak.errors import UserError, is_text, listed, nearest, one_or_more, shown
 
 NAMES_IT = "the same command without --anonymous names it"
 
@@ -41,8 +41,9 @@ def groups_of(cohort: Cohort, column: str) -> tuple[str, ...]:
         found.append(group or "")
         missing += [] if group else [row]
     if missing:
+        of = f"of {len(cohort):,}"
         raise UserError(
-            f"every image needs a group; {len(missing):,} of {len(cohort):,} have none in the column {shown(column)} "
+            f"every image needs a group; {one_or_more(len(missing), f'{of} has', f'{of} have')} none in the column {shown(column)} "
             f"(first: {shown(cohort.ids[missing[0]])}): add it, or leave these images out"
         )
     return tuple(found)
@@ -71,7 +72,8 @@ def refuse_both_sides(groups: Sequence[str], cohort: Cohort, column: str) -> Non
         of = Counter(group for group, member in zip(groups, cohort.member, strict=True) if member)
         held = Counter(groups)[both[0]] - of[both[0]]
         named = NAMES_IT if cohort.anonymous else shown(both[0])
+        by = f"by {shown(column)}"
         raise UserError(
-            f"a group must stand on one side; {len(both):,} of the groups by {shown(column)} are on both (first: {named}, with "
-            f"{of[both[0]]:,} {cohort.calls[0]} and {held:,} {cohort.calls[1]}): move each to one side, or leave it out"
+            f"a group must stand on one side; {one_or_more(len(both), f'group {by} is', f'groups {by} are')} on both (first: {named}, with "
+            f"{cohort.calls[0]}: {of[both[0]]:,}, {cohort.calls[1]}: {held:,}): move each to one side, or leave it out"
         )

@@ -25,7 +25,7 @@ from jaxtyping import Int64
 
 from diffleak.data.metadata import malformed, metadata_rows, said_by
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import WHY, UserError, is_text, listed, refusing, shown
+from diffleak.errors import WHY, UserError, is_text, listed, one_or_more, refusing, shown
 
 HOLDING = "labels as whole numbers or names"
 FOLDERS = "the names of the folders"
@@ -414,15 +414,16 @@ def _refuse_contradiction(side: Side, numbers: Numbers, names: Mapping[str, int]
 def _refuse_outside(side: Side, numbers: Numbers, count: int) -> None:
     missing = [i for i in side.rows if numbers[i] is None]
     if missing:
-        first = side.ids[missing[0]]
+        first, of = side.ids[missing[0]], f"of the {len(side.rows):,} {side.name}"
         raise UserError(
-            f"every image needs a label; {len(missing)} of the {len(side.rows)} {side.name} have none by {side.labels.origin} "
+            f"every image needs a label; {one_or_more(len(missing), f'{of} has', f'{of} have')} none by {side.labels.origin} "
             f"(first: {side.labels.names.beside(first) if side.labels.names else shown(first)})"
         )
     outside = [i for i in side.rows if not 0 <= (numbers[i] or 0) < count]
     if outside:
+        of = f"of the {side.name}"
         raise UserError(
-            f"labels must lie in [0, {count}), the model's classes; {len(outside)} of the {side.name} do not "
+            f"labels must lie in [0, {count}), the model's classes; {one_or_more(len(outside), f'{of} does', f'{of} do')} not "
             f"(first: {shown(side.ids[outside[0]])} has {numbers[outside[0]]})"
         )
 
@@ -431,8 +432,8 @@ def _listed(folders: Sequence[str]) -> str:
     """The folders of images: how many, and the first of them."""
     named = sorted({folder for folder in folders if folder})
     outside = sum(not folder for folder in folders)
-    said = f"{len(named)} folder{'s' * (len(named) != 1)} ({_few(named)})" if named else "no folders"
-    return said + (f" and {outside} image{'s' * (outside != 1)} in none" if outside else "")
+    said = f"{one_or_more(len(named), 'folder')} ({_few(named)})" if named else "no folders"
+    return said + (f" and {one_or_more(outside, 'image')} in none" if outside else "")
 
 
 def _few(names: Sequence[str]) -> str:

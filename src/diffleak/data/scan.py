@@ -19,7 +19,7 @@ from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
 from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.work.progress import progress
 
@@ -140,8 +140,9 @@ def scan(
     for tally, name in zip(tallies, reversed(cohort.names), strict=True):
         tally.refuse(name, cohort.decoding)
     if misfits:
+        of = f"of {len(cohort):,} images"
         raise UserError(
-            f"{len(misfits)} of {len(cohort)} images do not have the shape the model takes, {shape} "
+            f"{one_or_more(len(misfits), f'{of} does', f'{of} do')} not have the shape the model takes, {shape} "
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
         )
     kept = cohort.only(readable)
@@ -188,8 +189,9 @@ def refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
         twins = [np.flatnonzero(cohort.member & (keys == keys[row]))[-1] for row in shared[:LISTED]]
         pairs = [f"{shown(cohort.ids[twin])} = {shown(cohort.ids[row])}" for twin, row in zip(twins, shared, strict=False)]
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
+        both = one_or_more(len(shared), "image is", "images are")
         raise UserError(
-            f"{' and '.join(cohort.calls)} must not share an image; {len(shared)} are on both sides, {alike}: "
+            f"{' and '.join(cohort.calls)} must not share an image; {both} on both sides, {alike}: "
             f"{'; '.join(pairs)}{more}: remove them from one side"
         )
 

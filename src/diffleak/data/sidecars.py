@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffleak.data.image_source import Texts, lines_of, several_lines
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import WHY, UserError, is_text, refusing, shown
+from diffleak.errors import WHY, UserError, is_text, one_or_more, refusing, shown
 from diffleak.work.reading import Unreadable, load_text
 
 ENDINGS = (".txt", ".caption")
@@ -33,7 +33,7 @@ class Sidecars:
     def counted(self) -> str:
         """How many files of which ending there are, in words; nothing where there are none."""
         counts = Counter(path.suffix for paths in self.of for path in paths)
-        kinds = [f"{counts[ending]:,} {ending} file{'s' * (counts[ending] != 1)}" for ending in ENDINGS if counts[ending]]
+        kinds = [one_or_more(counts[ending], f"{ending} file") for ending in ENDINGS if counts[ending]]
         return " and ".join(kinds) + (f" ({self.empty:,} empty)" if self.empty and kinds else "")
 
     @property

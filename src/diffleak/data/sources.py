@@ -25,7 +25,7 @@ from diffleak.data.shards import choose, counted, files_below
 from diffleak.data.sidecars import Sidecars, find_sidecars
 from diffleak.data.tables import arrow_part, holds_images, holds_text, is_saved, parquet_part, saved_parts, table_source
 from diffleak.data.tars import tar_source
-from diffleak.errors import WHY, UserError, first_lines, listed, pip_install, refuse_other_bytes, refusing, shown
+from diffleak.errors import WHY, UserError, first_lines, listed, one_or_more, pip_install, refuse_other_bytes, refusing, shown
 from diffleak.records.images import AS_TRAINERS, Decoding
 from diffleak.work.progress import retrying_quietly
 from diffleak.work.reading import Unreadable, found_at, parsing
@@ -90,7 +90,7 @@ def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
         found = "what save_to_disk wrote" if saved else shown(path_id(data, path))
         way = "move the image files away" if saved else f"give {':'.join([str(place), *keys])}, or the folder of the images"
         raise UserError(
-            f"{path} must hold one kind of data; it has {len(listing.files):,} image file{'s' * (len(listing.files) != 1)} "
+            f"{path} must hold one kind of data; it has {one_or_more(len(listing.files), 'image file')} "
             f"(first: {shown(path_id(listing.files[0], path))}) and {found}: {way}"
         )
     if listing.files and keys:
@@ -104,12 +104,12 @@ def _folder(path: Path, keys: list[str], decoding: Decoding) -> ImageSource:
             return other
         if said := foreign_folder(path):
             raise UserError(f"{KINDS_READ}; {said}")
-    left_out = listing.left_out
+    left_out, unopened = listing.left_out, "of a kind that is not opened"
     others = "".join(
-        f"; {count} {what} (first: {shown(first)})"
-        for count, what, first in (
-            (left_out.unopened, "look like images and are of a kind that is not opened", left_out.first_unopened),
-            (left_out.hidden, "are hidden", left_out.first_hidden),
+        f"; {one_or_more(count, one, more)} (first: {shown(first)})"
+        for count, one, more, first in (
+            (left_out.unopened, f"looks like an image and is {unopened}", f"look like images and are {unopened}", left_out.first_unopened),
+            (left_out.hidden, "is hidden", "are hidden", left_out.first_hidden),
         )
         if count
     )
@@ -129,7 +129,7 @@ def _tables_or_tars(path: Path, keys: list[str], decoding: Decoding) -> ImageSou
     called = lambda key: ":".join([str(path), *(keys if key is None else keys[:-1])])
     if is_saved(path):
         parts, key = saved_parts(path, keys)
-        return table_source(called(key), path, parts, key, decoding, f"{len(parts):,} Arrow file{'s' * (len(parts) != 1)}")
+        return table_source(called(key), path, parts, key, decoding, one_or_more(len(parts), "Arrow file"))
     tables, tars = files_below(path, ".parquet"), files_below(path, ".tar")
     if tables and tars:
         raise UserError(
@@ -236,7 +236,7 @@ def _npz_column(path: Path, name: str, count: int) -> tuple[Any, ...]:
     with refusing(Unreadable, message), parsing(), np.load(path, allow_pickle=False) as loaded:
         values = loaded[name]
         if values.shape != (count,):
-            raise Unreadable(f"it has the shape {values.shape}, not one value for each of {count} images")
+            raise Unreadable(f"it has the shape {values.shape}, not one value for each of {one_or_more(count, 'image')}")
         return tuple(values.tolist())
 
 

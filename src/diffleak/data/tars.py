@@ -20,7 +20,7 @@ from diffleak.data.labels import Labels, Value, label_value
 from diffleak.data.listing import COMPANION, COMPANIONS, OTHERS, PICTURES, opened_suffixes
 from diffleak.data.names import UnclearName
 from diffleak.data.shards import counted
-from diffleak.errors import WHY, UserError, is_text, listed, refusing, shown
+from diffleak.errors import WHY, UserError, is_text, listed, one_or_more, refusing, shown
 from diffleak.records.images import Decoding, LeftOut
 from diffleak.work.reading import Unreadable, opened, parsing
 
@@ -59,7 +59,11 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         samples += found
         left_out = LeftOut(left_out.unopened + without.unopened, left_out.first_unopened or without.first_unopened, 0, None)
     if not samples:
-        first = f"; {left_out.unopened:,} are of a kind that is not opened (first: {left_out.first_unopened})" if left_out.unopened else ""
+        first = (
+            f"; {one_or_more(left_out.unopened, 'is', 'are')} of a kind that is not opened (first: {left_out.first_unopened})"
+            if left_out.unopened
+            else ""
+        )
         kinds = ", ".join(sorted(opened_suffixes())) if ending is None else f".{ending}"
         raise UserError(f"{name} must contain samples with an image ({kinds}); found none{first}")
     ids = _ids(samples, shards, root)
@@ -161,7 +165,7 @@ def _number(text: str) -> Value:
 def _kinds(samples: Sequence[Sample], kinds: Sequence[str], in_json: bool) -> str:
     """Which endings say something, and of how many samples, in words."""
     counts = {kind: sum(kind in sample.said for sample in samples) for kind in (*kinds, *([JSON] if in_json else []))}
-    return " and ".join(f"{count:,} .{kind} member{'s' * (count != 1)}" for kind, count in counts.items() if count)
+    return " and ".join(one_or_more(count, f".{kind} member") for kind, count in counts.items() if count)
 
 
 def _ids(samples: Sequence[Sample], shards: Sequence[Path], root: Path) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Ids, Split, read_halves
 from diffleak.defenses.config import DefendConfig
 from diffleak.defenses.teachers import split_of
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.stats.units import chained
 from diffleak.training.images import read_training_data, training_shape
 from diffleak.training.text_to_image import base_shape, load_base
@@ -48,8 +48,8 @@ def halves_of(config: DefendConfig) -> tuple[Ids, Ids]:
         raise UserError(
             f"{config.output} holds a defence with other halves; choose another -o, or the same data, seed, --near-duplicates and --group"
         )
-    what = "groups" if config.group is not None else "groups of near-duplicates"
-    together = f", {halves.groups} {what} kept together" if halves.groups else ""
+    near = "" if config.group is not None else " of near-duplicates"
+    together = f", {one_or_more(halves.groups, f'group{near}', f'groups{near}')} kept together" if halves.groups else ""
     say(f"halves: {len(halves.first)} and {len(halves.second)} images{together}")
     if not data.nonmembers:
         hold = "--train-size N or --split FILE hold" if config.group is None else "--split FILE holds"
@@ -69,8 +69,9 @@ def _groups(config: DefendConfig, members: Sequence[str], held_out: Sequence[str
     every = images_alone(open_source(config.data, config.decoding))
     of = dict(zip(every.ids, groups_of(every, config.group), strict=True))
     if both := sorted({of[i] for i in members} & {of[i] for i in held_out}):
+        by = f"by {shown(config.group)}"
         raise UserError(
-            f"a group must stand on one side; {len(both):,} of the groups by {shown(config.group)} have members and held-out images "
+            f"a group must stand on one side; {one_or_more(len(both), f'group {by} has', f'groups {by} have')} members and held-out images "
             f"(first: {shown(both[0])}): draw the sides with `diffleak split DATA --held-out 0.2 "
             f"--group {shlex.quote(shown(config.group))} -o split.json`, and give --split split.json"
         )
@@ -96,13 +97,13 @@ def _given_halves(config: DefendConfig) -> tuple[Ids, Ids]:
         first, second = (split_of(teacher).members for teacher in config.teachers)
     both = set(first) & set(second)
     if both:
-        raise UserError(f"the teachers must be trained on disjoint images; {len(both)} are in both splits (first: {shown(min(both))})")
+        twice = one_or_more(len(both), "image is", "images are")
+        raise UserError(f"the teachers must be trained on disjoint images; {twice} in both halves (first: {shown(min(both))})")
     source = open_source(config.data, config.decoding)
     unknown = (set(first) | set(second)) - set(source.ids)
     if unknown:
-        raise UserError(
-            f"{source.name} must hold the images the teachers were trained on; {len(unknown)} are not there (first: {shown(min(unknown))})"
-        )
+        are = one_or_more(len(unknown), "is", "are")
+        raise UserError(f"{source.name} must hold the images the teachers were trained on; {are} not there (first: {shown(min(unknown))})")
     return first, second
 
 
@@ -126,7 +127,8 @@ def split_halves(
     if min(filled) < SMALLEST:
         raise UserError(
             f"the training set must split into two halves of at least {SMALLEST} images without a near-duplicate, or a group, in "
-            f"both; it has {len(ids)} images in {len(sizes)} groups: give more images, or a smaller --near-duplicates (now {radius:g})"
+            f"both; it has {one_or_more(len(ids), 'image')} in {one_or_more(len(sizes), 'group')}: give more images, or a smaller "
+            f"--near-duplicates (now {radius:g})"
         )
     first, second = (tuple(i for i, g in zip(ids, group, strict=True) if side[g] == half) for half in (0, 1))
     return Halves(first, second, int((sizes > 1).sum()))

@@ -143,7 +143,7 @@ def apply(pipeline: Any, part: str, file: Path, scale: float) -> tuple[list[str]
         said = effect.check(changes, was, networks, scale)
     silent = [update for update in changes if update.alpha == 0]
     if silent and len(silent) < len(changes):
-        said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers and does not change those")
+        said.append(f"the LoRA has alpha 0 in {len(silent)} of its {len(changes)} layers, and changes nothing there")
     if len(silent) == len(changes):
         raise UserError(f"the LoRA {file} changes nothing: its alpha is 0 in every layer")
     if all(update.idle for update in changes):

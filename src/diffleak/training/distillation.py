@@ -21,7 +21,7 @@ from diffleak import hub
 from diffleak.data.draw import ids_digest
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.training.task import Rows, shuffled
 
 
@@ -81,7 +81,9 @@ def half_of(ids: tuple[str, ...], lesson: Lesson) -> Int[np.ndarray, " n"]:
     number = {image_id: half for half, own in enumerate(lesson.halves) for image_id in own}
     lost = [i for i in ids if i not in number]
     if lost:
-        raise UserError(f"every training image must be in one of the halves; {len(lost)} are in neither (first: {shown(lost[0])})")
+        raise UserError(
+            f"every training image must be in one of the halves; {one_or_more(len(lost), 'is', 'are')} in neither (first: {shown(lost[0])})"
+        )
     return np.array([number[i] for i in ids], dtype=np.int64)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffleak.errors import one_or_more
 from diffleak.training.task import Task, batch, keyed
 from diffleak.work.files import write_text
 
@@ -68,7 +69,7 @@ class EarlyStopping:
     def record(self, step: int) -> dict[str, Any]:
         """What train.json says about a run that ended at `step`."""
         best_step, loss = self.curve[self._best_check()]
-        reason = f"no lower for {self.patience} checks" if self.finished else "all steps done"
+        reason = f"no lower for {one_or_more(self.patience or 0, 'check')}" if self.finished else "all steps done"
         return {"saved_step": int(best_step), "validation_loss": loss, "last_step": step, "stopped": reason}
 
     def _best_check(self) -> int:

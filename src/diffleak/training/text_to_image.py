@@ -29,7 +29,7 @@ from diffleak.diffusion.conditions import one_at_a_time
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import encode_all
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
@@ -199,10 +199,9 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     embed = one_at_a_time(text)
     rows, cut = [], text.truncated(distinct)
     if cut:
-        say(
-            f"{len(cut):,} of {len(distinct):,} captions are longer than the text encoder reads: the model reads their beginning "
-            f"only (first: '{shown(distinct[cut[0]])}')"
-        )
+        of = f"of {len(distinct):,} captions"
+        longer = one_or_more(len(cut), f"{of} is", f"{of} are")
+        say(f"{longer} longer than the text encoder reads: only the beginning is read (first: '{shown(distinct[cut[0]])}')")
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
             rows.append({name: value.cpu() for name, value in embed([caption]).tensors.items()})

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.work.progress import say
 
 POLL = 1.0  # seconds between two looks at the chunks of other workers
@@ -67,8 +67,9 @@ def wait_for_others(
         whose = workers_of(chunks, left, share.count)
         if whose != said:
             said = whose
+            waited = one_or_more(len(left), what.removesuffix("s"), what)
             log(
-                f"worker {share.rank + 1} of {share.count} waits for {len(left)} {what} of worker {whose}; "
+                f"worker {share.rank + 1} of {share.count} waits for {waited} of worker {whose}; "
                 "if one of them has stopped, start it again and this one goes on"
             )
         if time.monotonic() - since > PATIENCE:
