@@ -21,6 +21,7 @@ from PIL import Image
 
 from diffleak import cli
 from diffleak.attacks import ATTACKS
+from diffleak.stats.rules import LOGISTIC
 
 pytestmark = pytest.mark.usefixtures("few_divisions")
 RNG = np.random.default_rng(0)
@@ -292,6 +293,9 @@ def test_attacks_lists_every_attack(capsys, monkeypatch):
     code, out, _ = call(capsys, "attacks")
     lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert code == 0 and lines.keys() >= ATTACKS.keys()
+    assert "all in one logistic regression (combined; without gradient and the classifier of black_box)" in out
+    alone = {name for name, attack in ATTACKS.items() if attack().settled_by == LOGISTIC}
+    assert alone == {"gradient"} and ATTACKS["black_box"](variant="classifier").settled_by == LOGISTIC, "what is a regression itself"
     assert " 1 / 30 " in lines["sima"] and " 110 " in lines["pfami"] and "/" not in lines["pfami"].split("2308")[0]
     assert "p=4.0, m=30, variant=mean" in lines["sima_mc"] and "timesteps=0:450:50, crops=10" in lines["pfami"]
     assert "default sweep: 10:300:10, for flow matching 50:950:50 of 1000 timesteps" in " ".join(out.split())

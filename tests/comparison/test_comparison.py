@@ -410,7 +410,7 @@ WRONG_HALVES = {
     "one teacher": (lambda c: {"teachers": ["x"]}, r"must be JSON of the form"),
     "strangers": (
         lambda c: {"halves": [["zebra.png"], c["halves"][1]]},
-        r"must be made of members; 1 of their ids are not \(first: zebra.png\)",
+        r"must be made of members; 1 of their ids is not \(first: zebra.png\)",
     ),
     "overlap": (lambda c: {"halves": [c["halves"][0], c["halves"][0]]}, r"must be disjoint and hold images; 200 ids are in both"),
     "empty": (lambda c: {"halves": [c["halves"][0], []]}, r"must be disjoint and hold images; one is empty"),

@@ -62,7 +62,7 @@ class ImageSource:
         """What was found where, in a line for people: "DIR: 416 images, captions from 416 .txt files, labels none"."""
         said, of = self.said(), lambda where: f"from {where}" if where else "none"
         beside = f"; {said.beside}" if said.beside else ""
-        counted = f"{len(self):,} image{'s' * (len(self) != 1)}"
+        counted = one_or_more(len(self), "image")
         return f"{shown(self.name, 120)}: {counted}, captions {of(said.captions)}, labels {of(said.labels)}{beside}"
 
     def decoded(self, i: int) -> Decoded:

@@ -192,7 +192,8 @@ def read_defence(path: Path) -> Defence:
     (first, second), members = split.halves, set(split.members)
     others = [i for i in first + second if i not in members]
     if others:
-        raise UserError(f"{path}: the halves must be made of members; {len(others)} of their ids are not (first: {shown(others[0])})")
+        are = one_or_more(len(others), "of their ids is", "of their ids are")
+        raise UserError(f"{path}: the halves must be made of members; {are} not (first: {shown(others[0])})")
     both = set(first) & set(second)
     if both or not first or not second:
         found = f"{one_or_more(len(both), 'id is', 'ids are')} in both (first: {shown(min(both))})" if both else "one is empty"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffleak.errors import GateFailed, listed, unknown
+from diffleak.errors import GateFailed, listed, one_or_more, unknown
 from diffleak.headers.strip import strip
 from diffleak.records.headers import (
     PEFT_CONFIG,
@@ -49,7 +49,7 @@ def inspect(file: Path, out: Path | None = None, fail_on: str | None = None) -> 
 
 def table(record: HeaderRecord) -> str:
     """The record for a terminal: a line for each kind with how many there are, the first of them, and the keys that hold them."""
-    tensors, keys = (f"{n:,} {noun}{'s' * (n != 1)}" for n, noun in ((record.tensors, "tensor"), (record.keys, "other key")))
+    tensors, keys = one_or_more(record.tensors, "tensor"), one_or_more(record.keys, "other key")
     head = f"{record.file}: {tensors}, {keys} in the header" + (f", and the {PEFT_CONFIG} beside it" if record.config else "")
     width = max((len(in_words(finding.kind, finding.count)) for finding in record.findings), default=0)
     lines = [head, *(_line(finding, width) for finding in record.findings)]
