@@ -11,7 +11,7 @@ from diffleak.data.decoding import UnreadableImage
 from diffleak.data.prompts import read_prompts
 from diffleak.data.sources import open_source
 from diffleak.data.split import read_split
-from diffleak.errors import SHOWN, WHY, UserError, listed, nearest, of_system, one_or_more, refusing, shown, unknown
+from diffleak.errors import SHOWN, WHY, UserError, listed, nearest, of_system, of_them, one_or_more, refusing, shown, unknown
 
 HUGE = "x" * 10_000_000
 
@@ -118,6 +118,8 @@ def reason(error):
     [
         (lambda n: one_or_more(n, "image"), {0: "0 images", 1: "1 image", 1600: "1,600 images"}),
         (lambda n: one_or_more(n, "image is", "images are"), {1: "1 image is", 2: "2 images are"}),
+        (lambda n: of_them(n, "12 images"), {1: "1 of 12 images is", 2: "2 of 12 images are"}),
+        (lambda n: of_them(n, "them", "has", "have"), {1: "1 of them has", 1600: "1,600 of them have"}),
     ],
 )
 def test_a_number_has_its_noun_and_verb(said, expected):

@@ -77,6 +77,11 @@ def one_or_more(n: int, one: str, more: str = "") -> str:
     return f"{n:,} {one if n == 1 else more or f'{one}s'}"
 
 
+def of_them(n: int, all_of: str, one: str = "is", more: str = "are") -> str:
+    """How many of all, with the verb: 1 of 12 images is, 3 of 12 images are."""
+    return one_or_more(n, f"of {all_of} {one}", f"of {all_of} {more}")
+
+
 def unknown(what: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that is not among `options`, naming the nearest one."""
     options = sorted(options)

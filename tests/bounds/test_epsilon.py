@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fixtures.commands import call, refused
 from fixtures.runs import gaussian, ids_of, make_run
 
 import diffleak
+from diffleak.bounds.epsilon import Coins, _too_few
 from diffleak.errors import UserError
 from diffleak.records.epsilon import EpsilonRecord, read_epsilon
 from diffleak.records.run_folder import read_samples, read_scores
@@ -129,6 +131,18 @@ def test_images_that_share_a_coin_are_left_out(run):
         UserError, match=r"at least 20 images with coins of their own must be in the calibrate part.* in .* there are 10 .950 of its 1,000"
     ):
         diffleak.epsilon(run)
+
+
+@pytest.mark.parametrize(
+    ("coins", "said"),
+    [
+        ((1, 1), "1 of its 60 images shares a coin with others, 1 is a near-duplicate"),
+        ((2, 3), "2 of its 60 images share a coin with others, 3 are near-duplicates"),
+    ],
+)
+def test_what_is_left_out_has_its_verb(coins, said):
+    none = np.zeros(0, dtype=bool)
+    assert f"in run there are 12 ({said})" in _too_few(12, Coins((), none, none, None, *coins), 60, Path("run"))
 
 
 def test_near_duplicates_are_left_out_whatever_their_sides_and_counted(run):

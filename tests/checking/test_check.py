@@ -222,6 +222,14 @@ def test_too_few_images_are_called_so_and_captions_of_one_data_are_counted_by_si
     assert "captions from 30 .txt files (24 of members, 6 of held-out images)" in " ".join(Path("out/check.html").read_text().split())
 
 
+def test_one_image_on_a_side_is_not_several(sides, capsys):
+    members, _ = sides
+    for path in sorted(members.iterdir())[1:]:
+        path.unlink()
+    _, _, err = call(capsys, "check", "--members", "m", "--nonmembers", "n")
+    assert "at least 10 images on each side; 1 member and " in err
+
+
 def test_the_commonest_shape_is_not_called_most_images(sides, capsys):
     members, _ = sides
     for i, path in enumerate(sorted(members.iterdir())):

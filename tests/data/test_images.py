@@ -525,7 +525,9 @@ def photos(tmp_path):
 
 
 SETTINGS = {"attacks": "sima", "timesteps": "100", "device": "cpu", "threads": 1, "batch_size": 8}
-SAID = "3 turned upright by EXIF, 1 not opened (look like images; first: 'x.nef'), 1 hidden and left out; first: '.ipynb_checkpoints/x.png'"
+SAID = (
+    "3 turned upright by EXIF, 1 not opened (looks like an image; first: 'x.nef'), 1 hidden and left out; first: '.ipynb_checkpoints/x.png'"
+)
 
 
 def test_an_audit_says_and_records_what_was_done_and_another_choice_is_another_plan(tmp_path, photos, model_folder):

@@ -312,7 +312,7 @@ def test_near_duplicates_on_both_sides_are_left_out_of_both_and_listed(model, mo
     assert set(record.across) == {"images/3", "images/5", "images/6", "control/4", "control/7"} and record.repeated == ("control/11",)
     assert (record.set.images, record.set.controls) == (21, 37) and len(record.images) == 21
     assert any("3 images in question and 2 controls are near-duplicates of each other and were not tested" in w for w in record.warnings)
-    assert any(line.startswith("1 image is a near-duplicate of another of their side") for line in record.warnings)
+    assert any(line.startswith("1 image is a near-duplicate of another on its side") for line in record.warnings)
     html = to_html(page(record))
     assert "Near-duplicates of images on the other side, which were not tested:" in html and "control/4" in html
     monkeypatch.setattr(planning, "scan", clustered({"images/0": 0, "control/0": 0, "images/1": 1, "control/1": 1}))
@@ -322,11 +322,13 @@ def test_near_duplicates_on_both_sides_are_left_out_of_both_and_listed(model, mo
         inquired(model, IMAGES, CONTROL[:20])
 
 
-def test_scores_that_are_all_equal_are_refused_and_kept(model, tmp_path, monkeypatch):
-    residuals = diffleak.SimA.residuals
-    monkeypatch.setattr(diffleak.SimA, "residuals", lambda self, subject: (0 * r for r in residuals(self, subject)))
-    with pytest.raises(UserError, match=r"an attack must give images different scores; sima gives all 64 the same.*scores are kept"):
-        inquired(model, IMAGES, CONTROL, output=tmp_path / "run")
+@pytest.mark.parametrize(("attacks", "said"), [("sima", "sima gives"), ("sima,loss", "sima, loss give")])
+def test_scores_that_are_all_equal_are_refused_and_kept(model, tmp_path, monkeypatch, attacks, said):
+    for attack in (diffleak.SimA, diffleak.Loss):
+        residuals = attack.residuals
+        monkeypatch.setattr(attack, "residuals", lambda self, subject, r=residuals: (0 * each for each in r(self, subject)))
+    with pytest.raises(UserError, match=rf"an attack must give images different scores; {said} all 64 the same.*scores are kept"):
+        inquired(model, IMAGES, CONTROL, output=tmp_path / "run", attacks=attacks)
     assert list((tmp_path / "run" / "scores").glob("*.parquet")) and not (tmp_path / "run" / "inquiry.json").exists()
 
 

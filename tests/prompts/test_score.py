@@ -309,6 +309,7 @@ def test_a_missing_and_an_unreadable_file_are_one_line(tmp_path: Path) -> None:
     [
         ({"memorised": [*SECRET, "moon"], "ordinary": [*PLAIN, "moon"]}, "a prompt must be on one list; 'moon' is on both"),
         ({"memorised": SECRET, "ordinary": [*PLAIN, *SECRET[:3]]}, "'secret 0' and 2 others are on both"),
+        ({"memorised": SECRET, "ordinary": [*PLAIN, *SECRET[:2]]}, "'secret 0' and 1 other are on both"),
         ({"memorised": [], "ordinary": PLAIN}, "the memorised prompts must be at least one; the list is empty"),
         ({"prompts": ["moon", " "]}, "the prompts must be texts that are not empty; got ' '"),
         ({"memorised": SECRET}, "there must be memorised and ordinary prompts, or prompts alone; got memorised"),
@@ -339,7 +340,7 @@ def test_a_list_without_labels_is_scored_only() -> None:
     assert [row.memorised for row in record.prompts] == [None] * 27
     assert record.warnings == (
         "1 repetition of a prompt left out: each counts once",
-        "1 of 27 prompts longer than the text encoder takes: their ends were not read",
+        "1 of 27 prompts is longer than the text encoder takes: the rest was not read",
     )
 
 
@@ -441,7 +442,7 @@ def test_the_terminal_prints_all_of_it_in_eighty_columns() -> None:
         "AUC",
         "Success",
         "memorised",
-        "warning: 1 of 27 prompts longer",
+        "warning: 1 of 27 prompts is longer",
     ):
         assert part in text
 
@@ -493,7 +494,11 @@ def test_one_list_needs_neither_labels_nor_a_folder(capsys: pytest.CaptureFixtur
         (["--prompts", "no.txt", "--images", "0"], "diffleak: --images must be at least 1"),
         (
             ["--prompts", "no.txt", "--no-draw", "--timestep", "90"],
-            "--timestep must be left out with --no-draw",
+            "--timestep must be left out with --no-draw, which draws no image to use it on",
+        ),
+        (
+            ["--prompts", "no.txt", "--no-draw", "--timestep", "90", "--guidance-scale", "2"],
+            "--guidance-scale and --timestep must be left out with --no-draw, which draws no image to use them on",
         ),
         (["--prompts", "no.txt", "--guidance-scale", "nan"], "diffleak: --guidance-scale must be a finite number"),
     ],

@@ -307,11 +307,11 @@ def test_records_of_earlier_versions_beside_recorded_ones_open_and_are_named(run
     write_quality(run)
     assert diffleak.gate(run, max_copies=0.9).met
     code, out, err = call(capsys, "verify", run)
-    assert code == 0 and "unknown   quality.json" in out.splitlines() and "quality.json of" in err and "has no digest" in err
+    assert code == 0 and "unknown   quality.json" in out.splitlines() and "has no digest of quality.json, written by" in err
     (run / digests.FILE).unlink()
     diffleak.gate(run, max_copies=0.9)
     code, _, err = call(capsys, "report", run)
-    assert code == 0 and "audit.json, quality.json of" in err, "a digest of gate.json says nothing of the audit"
+    assert code == 0 and "has no digest of audit.json, quality.json, so" in err, "a digest of gate.json says nothing of the audit"
 
 
 def test_a_folder_of_one_record_without_digests_is_said_to_be_of_an_earlier_version(tmp_path, capsys):
@@ -360,3 +360,12 @@ def test_two_processes_that_end_in_one_folder_at_once_lose_no_digest(tmp_path):
     assert [each.wait(60) for each in both] == [0, 0]
     found = verify(tmp_path)
     assert len(found) == 120 and {each.status for each in found} == {"unchanged"}
+
+
+@pytest.mark.parametrize("edited", [1, 2])
+def test_one_edited_file_is_not_as_it_was_and_several_are_not(run, capsys, edited):
+    for name in [*json.loads((run / digests.FILE).read_text())["files"]][:edited]:
+        (run / name).write_text("edited")
+    _, _, err = call(capsys, "verify", run)
+    expected = f"{run} is not as it was written" if edited == 1 else f"{run} are not as they were written"
+    assert f"{edited} of " in err and f"recorded files of {expected} (" in err

@@ -105,7 +105,8 @@ def test_the_command_writes_a_split_that_says_how_it_was_drawn(data, tmp_path, c
     twins = {"cat/27.png", "cat/28.png", "cat/29.png"}
     assert written["drawn"]["together"] == [sorted(twins)] and (twins <= {*members} or twins <= {*held})
     again = (tmp_path / "split.json").read_bytes()
-    assert call(capsys, "split", data, "--held-out", "0.2", "-o", tmp_path / "split.json", "--seed", 3)[0] == 0
+    code, out, _ = call(capsys, "split", data, "--held-out", "0.2", "-o", tmp_path / "split.json", "--seed", 3)
+    assert code == 0 and "classes: 2, with 20.0% held out" in out.splitlines()
     assert (tmp_path / "split.json").read_bytes() == again
     line = refused(capsys, "split", data, "--held-out", "0.2", "-o", tmp_path / "split.json", "--seed", 4)
     assert "holds another split" in line and (tmp_path / "split.json").read_bytes() == again
@@ -187,7 +188,8 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(data, tmp_path, 
 
 
 def test_links_to_no_files_damaged_images_and_foreign_files_are_refused(data, tmp_path, capsys):
-    assert "--copy" in refused(capsys, "split", "digits", "--coin", "-o", tmp_path / "s.json", "--link", tmp_path / "laid")
+    sides = tmp_path / "my sides"
+    assert f"give --copy '{sides}'" in refused(capsys, "split", "digits", "--coin", "-o", tmp_path / "s.json", "--link", sides)
     (data / "cat" / "00.png").write_bytes(b"no image")
     assert "--skip-unreadable" in refused(capsys, "split", data, "--coin", "-o", tmp_path / "s.json")
     outcome = diffleak.split(data, tmp_path / "s.json", held_out=0.2, skip_unreadable=True)

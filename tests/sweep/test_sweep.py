@@ -381,6 +381,9 @@ def test_differences_are_paired_with_the_checkpoint_before_and_the_last_within_t
     with pytest.raises(GateFailed, match=r"the last checkpoint, c-300 \(step 300\), fails") as failed:
         gate(record)
     assert "the last that passes is c-200" in str(failed.value)
+    last = record.points[-1].model_copy(update={"gates": tuple(each for each in record.points[-1].gates if not each.passed)[:1]})
+    with pytest.raises(GateFailed, match="fails 1 check; the last"):
+        gate(record.model_copy(update={"points": (*record.points[:-1], last)}))
     html = to_html(page(record))
     assert "The last checkpoint within the limits: c-200, step 200" in html and html.count("<svg") >= 2
     many, few = (to_html(page(record.model_copy(update={"nonmembers": side}))) for side in (200, 199))

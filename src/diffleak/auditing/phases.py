@@ -64,7 +64,7 @@ def _of_everybody(job: scoring.Job, prepared: Prepared, folder: Folder, log: Cal
             log("the calibrate chunks of other shards are not finished: run this same command again when they are")
             return None
         unfinished = lambda: scoring.unfinished(job, folder)
-        wait_for_others(unfinished, [*job.chunks], Share(worker.rank, worker.count), "calibrate chunks", log)
+        wait_for_others(unfinished, [*job.chunks], Share(worker.rank, worker.count), ("calibrate chunk", "calibrate chunks"), log)
     return scoring.collect(job, folder.path)
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from diffleak.errors import GateFailed, InvalidAudit, UserError, one_or_more, shown
+from diffleak.errors import GateFailed, InvalidAudit, UserError, of_them, one_or_more, shown
 from diffleak.records import digests
 from diffleak.records.audit import AuditRecord, Draw, Promise, Result
 from diffleak.records.base import written
@@ -215,9 +215,10 @@ def _coins_of_groups(audited: AuditRecord, samples: Samples, draw: Draw, folder:
         thrown[group].add(coin.get(image_id, image_id))
     several = [group for group, coins in enumerate(thrown) if len(coins) > 1]
     if several:
+        all_of = f"{one_or_more(len(thrown), 'group')} by {shown(str(audited.plan.group))}"
         raise UserError(
-            f"a bound for groups needs one coin for each; of {folder} {len(several):,} of {len(thrown):,} groups by "
-            f"{shown(str(audited.plan.group))} have images with several coins (first: {shown(counted.ids[several[0]])}): draw the sides "
+            f"a bound for groups needs one coin for each; of {folder} {of_them(len(several), all_of, 'has', 'have')} images with several "
+            f"coins (first: {shown(counted.ids[several[0]])}): draw the sides "
             f"with `diffleak split DATA --coin --group {shlex.quote(shown(str(audited.plan.group)))} -o split.json`, train and audit "
             "again, or audit without --group"
         )
@@ -235,7 +236,8 @@ def _coins_of_groups(audited: AuditRecord, samples: Samples, draw: Draw, folder:
 def _too_few(found: int, coins: Coins, images: int, folder: Path) -> str:
     """Why nothing can be chosen, with the way on."""
     what = "images" if coins.of is None else "groups"
-    left = f"{coins.shared:,} of its {images:,} images share a coin with others, {coins.alike:,} are near-duplicates"
+    share = of_them(coins.shared, f"its {one_or_more(images, 'image')}", "shares", "share")
+    left = f"{share} a coin with others, {one_or_more(coins.alike, 'is a near-duplicate', 'are near-duplicates')}"
     by_group = "where coins were thrown for groups, audit with --group COLUMN, and guesses are of groups; else "
     way = by_group if coins.of is None and coins.shared else ""
     return (

@@ -209,13 +209,11 @@ def _problems(looked: Survey, found: Duplicates, blind: Blind) -> Iterator[str]:
     """Why an audit would be invalid, or would not start."""
     member = looked.cohort.member
     m, n = int(member.sum()), int((~member).sum())
+    words = lambda members, held_out: f"{one_or_more(members, 'member')} and {one_or_more(held_out, 'held-out image')}"
     if min(m, n) < FEWEST:
-        yield f"an audit needs at least {FEWEST} images on each side; {m:,} members and {n:,} held-out images can be read: add more"
+        yield f"an audit needs at least {FEWEST} images on each side; {words(m, n)} can be read: add more"
     elif min(left := counted(looked.duplicates.clusters, member)) < FEWEST:
-        yield (
-            f"an audit needs at least {FEWEST} images on each side; got {left[0]:,} members and {left[1]:,} held-out images"
-            f"{since(left, (m, n))}: add more"
-        )
+        yield f"an audit needs at least {FEWEST} images on each side; got {words(left[0], left[1])}{since(left, (m, n))}: add more"
     if found.exact_across:
         pairs = [f"{shown(p.first)} = {shown(p.second)}" for p in found.pairs if p.where == "across" and p.exact][:NAMED]
         copies = "held-out image equals a member", "held-out images equal members"

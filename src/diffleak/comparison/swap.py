@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int64
 
 from diffleak.comparison.runs import EntryRuns, Run, default_halves, read_scores, refuse_other_counting
 from diffleak.data.split import Defence, read_defence
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, of_them, shown
 from diffleak.records.audit import Result
 from diffleak.records.comparison import SwapAudit, SwapResult
 from diffleak.records.plan import Split
@@ -71,8 +71,9 @@ def swap_audit(entries: Sequence[EntryRuns], attacks: Sequence[str], halves: Def
     swapped = Sides(shared[0], shared[1])
     across = _across((first, second), swapped)
     if (column := first.record.plan.group) is not None and across:
+        have = of_them(across, f"the groups by {shown(column)}", "has", "have")
         raise UserError(
-            f"the swap audit needs each group in one half; {across} of the groups by {shown(column)} have images in both: draw the halves "
+            f"the swap audit needs each group in one half; {have} images in both: draw the halves "
             f"with diffleak defend --group {shlex.quote(shown(column))}, or audit the teachers without --group"
         )
     own = (Sides(shared[0], _held_out(first)), Sides(shared[1], _held_out(second)))

@@ -335,7 +335,7 @@ def _share_drawn(prepared: Prepared, folder: Path, kept: Drawings | None, share:
     if share.rank:
         say(f"worker {share.rank + 1} of {share.count} is done; worker 1 compares the drawings when all are there")
         return False
-    wait_for_others(missing, chunks, share, "chunks of drawings")
+    wait_for_others(missing, chunks, share, ("chunk of drawings", "chunks of drawings"))
     return True
 
 

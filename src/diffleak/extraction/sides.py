@@ -61,7 +61,7 @@ def counted_once(members: Side, held_out: Side | None) -> tuple[Distinct, Side |
     if held_out is None or keep.all():
         return found, held_out
     if not keep.any():
-        raise UserError(f"each of the {len(held_out)} held-out images is a near-duplicate of a member; give others")
+        raise UserError(f"every held-out image ({len(held_out):,} in all) is a near-duplicate of a member; give others")
     left = replace(
         held_out,
         cohort=held_out.cohort.only(keep),

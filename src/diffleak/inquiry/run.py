@@ -221,8 +221,9 @@ def _parts(prepared: Prepared, collected: Collected, rows: Int64[np.ndarray, " m
     varied = [scores for scores in offered if np.ptp(scores.statistic, axis=0).any()]
     constant = [scores.attack for scores in offered if not np.ptp(scores.statistic, axis=0).any()]
     if not varied:
+        give = "gives" if len(constant) == 1 else "give"
         raise UserError(
-            f"an attack must give images different scores; {', '.join(constant)} gives all {len(rows)} the same: does the model's answer "
+            f"an attack must give images different scores; {', '.join(constant)} {give} all {len(rows)} the same: does the model's answer "
             "depend on the image? The scores are kept; choose other --attacks or --timesteps"
         )
     return varied, constant
@@ -318,7 +319,7 @@ def _warnings(
         )
     if repeated:
         are = one_or_more(repeated, "image is a near-duplicate", "images are near-duplicates")
-        found.append(f"{are} of another of their side; each cluster counts once")
+        found.append(f"{are} of another on {'its' if repeated == 1 else 'their'} side; each cluster counts once")
     if prepared.plan.captions == "empty":
         own, every = prepared.plan.captions_found or 0, len(member)
         some = f" ({own} of {every} have one of their own: --captions FILE can give the others theirs)" if 0 < own < every else ""

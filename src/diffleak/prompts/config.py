@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from diffleak.config import Flag, ModelConfig, Seed, command_line, flag
 from diffleak.data.prompts import read_prompts
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 
 FROM_PYTHON = "diffleak.find_memorised(...) from Python, with the settings recorded in prompts.json"
 
@@ -50,7 +50,8 @@ class PromptsConfig(ModelConfig):
     def _of_drawn_images(self) -> "PromptsConfig":
         unused = [key for key in ("guidance_scale", "timestep") if not self.draw and key in self.model_fields_set]
         if unused:
-            raise ValueError(f"{' and '.join(map(flag, unused))} must be left out with --no-draw, which draws no image to use it on")
+            them = "it" if len(unused) == 1 else "them"
+            raise ValueError(f"{' and '.join(map(flag, unused))} must be left out with --no-draw, which draws no image to use {them} on")
         return self
 
     @property
@@ -88,7 +89,7 @@ def two_lists(memorised: Sequence[str], ordinary: Sequence[str]) -> Lists:
     _refuse_empty(ordinary, "the ordinary prompts")
     both = sorted({*memorised} & {*ordinary})
     if both:
-        more = f" and {len(both) - 1} others are" if len(both) > 1 else " is"
+        more = f" and {one_or_more(len(both) - 1, 'other')} are" if len(both) > 1 else " is"
         raise UserError(f"a prompt must be on one list; '{shown(both[0])}'{more} on both")
     texts = tuple(sorted({*memorised, *ordinary}))
     sides = {*memorised}

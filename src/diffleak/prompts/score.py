@@ -41,7 +41,7 @@ from diffleak.diffusion.environment import environment
 from diffleak.diffusion.finite import advice
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.target import Target, auto_batch_size, side_by_side
-from diffleak.errors import UserError, one_or_more, shown
+from diffleak.errors import UserError, of_them, one_or_more, shown
 from diffleak.generation import decoded
 from diffleak.prompts.config import Lists, PromptsConfig, one_list, read_lists, two_lists
 from diffleak.prompts.statistics import FORWARDS, asked_at, draw, from_noise
@@ -392,7 +392,7 @@ def _warnings(asking: Asking, lists: Lists) -> tuple[str, ...]:
     if lists.repeated:
         found.append(f"{one_or_more(lists.repeated, 'repetition')} of a prompt left out: each counts once")
     if lost:
-        found.append(f"{lost} of {len(lists.texts)} prompts longer than the text encoder takes: their ends were not read")
+        found.append(f"{of_them(lost, one_or_more(len(lists.texts), 'prompt'))} longer than the text encoder takes: the rest was not read")
     if not asking.config.draw:
         found.append("nothing was drawn (--no-draw): there is no magnitude, no t-error, and no image to look at")
     m, n = _sizes(np.array(lists.memorised)) if lists.memorised else (0, 0)

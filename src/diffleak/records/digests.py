@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from diffleak.errors import WHY, DiffleakError, UserError, one_or_more, refusing, shown
+from diffleak.errors import WHY, DiffleakError, UserError, of_them, one_or_more, refusing, shown
 from diffleak.records.base import Record, Version, now, read_json
 from diffleak.work.files import checked_folder, hash_file, in_turn, write_bytes, write_text
 from diffleak.work.progress import say
@@ -187,7 +187,7 @@ def verify(folder: str | Path) -> tuple[Checked, ...]:
             "commands still read it, and repeating the command that wrote it writes one"
         )
     if old := _without_digest(folder, digests):
-        say(f"note: {', '.join(old)} of {folder} has no digest: written by an earlier version, or by hand")
+        say(f"note: {folder} has no digest of {', '.join(old)}, written by an earlier version or by hand")
     order: tuple[Status, ...] = ("edited", "missing", "unknown", "unchanged")
     found = (*_compared(folder, digests, ""), *_unknown(folder, digests, ""))
     return tuple(sorted(found, key=lambda each: (order.index(each.status), each.path)))
@@ -228,7 +228,8 @@ def refuse_differing(folder: Path, found: Iterable[Checked]) -> None:
     """Raises `Differs` where a file is not as it was recorded."""
     found = list(found)
     if other := differing(found):
-        raise Differs(f"{len(other)} of {_recorded(found)} recorded files of {folder} are not as they were written ({_said(other)})")
+        recorded = f"{one_or_more(_recorded(found), 'recorded file')} of {folder}"
+        raise Differs(f"{of_them(len(other), recorded, 'is not as it was', 'are not as they were')} written ({_said(other)})")
 
 
 def refuse_edited(folder: Path, *, only: str | None = None, but: Collection[str] = ()) -> bool:
@@ -253,7 +254,8 @@ def refuse_edited_or_say(folder: Path, but: Collection[str] = ()) -> None:
     """The same, and says where nothing can be compared."""
     if not refuse_edited(folder, but=but):
         digests = _read(folder)
-        lacks = f"{folder} has no {FILE}" if digests is None else f"{', '.join(_without_digest(folder, digests))} of {folder} has no digest"
+        what = FILE if digests is None else f"digest of {', '.join(_without_digest(folder, digests))}"
+        lacks = f"{folder} has no {what}"
         say(f"note: {lacks}, so its files cannot be compared with what was written")
 
 

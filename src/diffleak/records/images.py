@@ -195,7 +195,10 @@ class Tally:
             (self.transparent, f"transparent{alpha}"),
             (self.first_frames, "animated or of several pages (the first is read)"),
             (self.deep, f"of more than 8 bits ({white}{dim})"),
-            (self.unopened, f"not opened (look like images{named(self.first_unopened)})"),
+            (
+                self.unopened,
+                f"not opened ({'looks like an image' if self.unopened == 1 else 'look like images'}{named(self.first_unopened)})",
+            ),
             (self.hidden, f"hidden and left out{named(self.first_hidden)}"),
         )
         return tuple(f"{count:,} {words}" for count, words in found if count)

@@ -8,6 +8,7 @@ What is made here is its owner's alone, folders and files; links are as open as 
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,9 @@ def refuse_folder(source: ImageSource, config: SplitConfig) -> None:
     if folder is None:
         return
     if config.link and not _files(source):
-        raise UserError(f"--link links to image files, and {shown(source.name)} holds its images in another way: give --copy {folder}")
+        raise UserError(
+            f"--link links to image files, and {shown(source.name)} holds its images in another way: give --copy {shlex.quote(str(folder))}"
+        )
     for side in SIDES:
         if (folder / side).exists() and (not (folder / side).is_dir() or any((folder / side).iterdir())):
             raise UserError(f"{folder / side} is there already; choose another folder, or remove it")

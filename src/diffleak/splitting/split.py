@@ -68,7 +68,8 @@ class Outcome:
             lines.append(f"kept together{coins}: {images:,} images ({', '.join(why)}; the largest has {largest:,})")
         if self.classes:
             shares = [held / (members + held) for members, held in self.classes.values()]
-            lines.append(f"classes: {len(self.classes):,}, with {min(shares):.1%} to {max(shares):.1%} held out")
+            least, most = (f"{share:.1%}" for share in (min(shares), max(shares)))
+            lines.append(f"classes: {len(self.classes):,}, with {least if least == most else f'{least} to {most}'} held out")
         if self.unreadable:
             lost = one_or_more(self.unreadable, "image cannot be read and is", "images cannot be read and are")
             lines.append(f"{lost} on neither side")

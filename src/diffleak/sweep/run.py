@@ -163,8 +163,9 @@ def gate(record: SweepRecord) -> None:
     if last.passed is not False:
         return
     failed = [sentence(each) for each in last.gates if not each.passed]
+    fails = f"fails {one_or_more(len(failed), 'check')}"
     passing = f"the last that passes is {record.last_passing}" if record.last_passing else "no checkpoint passes"
-    raise GateFailed("\n".join((f"the last checkpoint, {last.name} (step {last.step:,}), fails {len(failed)} checks; {passing}", *failed)))
+    raise GateFailed("\n".join((f"the last checkpoint, {last.name} (step {last.step:,}), {fails}; {passing}", *failed)))
 
 
 def _settings(config: AuditConfig, found: Checkpoints, each: Checkpoint, output: Path | None) -> AuditConfig:

@@ -54,11 +54,11 @@ def workers_of(chunks: Sequence[int], missing: set[int], count: int) -> str:
 
 
 def wait_for_others(
-    unfinished: Callable[[], set[int]], chunks: Sequence[int], share: Share, what: str, log: Callable[[str], None] = say
+    unfinished: Callable[[], set[int]], chunks: Sequence[int], share: Share, what: tuple[str, str], log: Callable[[str], None] = say
 ) -> None:
     """Waits until no chunk is unfinished, and says for whom; raises `UserError` after PATIENCE without a new chunk.
 
-    what: what is waited for, such as "calibrate chunks".
+    what: what is waited for, one and several, such as "calibrate chunk" and "calibrate chunks".
     """
     seen, said, since = set[int](), "", time.monotonic()
     while left := unfinished():
@@ -67,14 +67,13 @@ def wait_for_others(
         whose = workers_of(chunks, left, share.count)
         if whose != said:
             said = whose
-            waited = one_or_more(len(left), what.removesuffix("s"), what)
             log(
-                f"worker {share.rank + 1} of {share.count} waits for {waited} of worker {whose}; "
+                f"worker {share.rank + 1} of {share.count} waits for {one_or_more(len(left), *what)} of worker {whose}; "
                 "if one of them has stopped, start it again and this one goes on"
             )
         if time.monotonic() - since > PATIENCE:
             raise UserError(
-                f"worker {share.rank + 1} of {share.count} has seen no new one of the {what} of worker {whose} for "
+                f"worker {share.rank + 1} of {share.count} has seen no new one of the {what[1]} of worker {whose} for "
                 f"{PATIENCE / 3600:g} hours: start all workers again with the same command; what is done stays"
             )
         time.sleep(POLL)
