@@ -261,7 +261,7 @@ def test_swapped_gives_another_text_wherever_there_is_one(seed):
 
 
 def test_captions_that_are_all_alike_cannot_be_swapped():
-    with pytest.raises(UserError, match=r"swapped needs images with different captions; all 5 have the same \('same'\): choose own"):
+    with pytest.raises(UserError, match=r"swapped needs images with different captions; every one has the same \('same'\): choose own"):
         told(["same"] * 5)
 
 

@@ -288,7 +288,8 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pa
                 continue
             seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
     known = f"{_readable(seconds)}{' left' if done else ''}" if seconds else "how long is not known yet"
-    return known + unsaid + (f", {'about ' if len(jobs) > 1 else ''}{done:,} queries are done already" if done else "")
+    already = f"{'about ' if len(jobs) > 1 else ''}{one_or_more(done, 'query is', 'queries are')} done already"
+    return known + unsaid + (f", {already}" if done else "")
 
 
 def _missing(job: Job, folder: Folder | None, share: Worker) -> tuple[list[tuple[int, int]], dict[int, list[str]]]:

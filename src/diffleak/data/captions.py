@@ -49,8 +49,7 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
         own = _own(cohort)
         if len({*own}) == 1:
             raise UserError(
-                f"swapped needs images with different captions; all {len(own)} have the same ('{shown(own[0])}'): "
-                "choose own, empty or fixed:TEXT"
+                f"swapped needs images with different captions; every one has the same ('{shown(own[0])}'): choose own, empty or fixed:TEXT"
             )
         return Captions(_swapped(cohort.keys, own, seed), len(own), choice, _names(cohort))
     if one_for_all(choice):
