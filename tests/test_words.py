@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,31 @@ def test_the_turns_are_found_where_they_stand_and_nowhere_else() -> None:
     assert [(line, len(turns(text))) for line, text, _ in found if turns(text)] == [(4, 1), (4, 1)]
     assert [text for _, text, documents in found if documents and AT_THE_START.match(text)] == ["Whether x."]
     assert turns("`asked` is a name, {told} too") == []
+
+
+VERB = re.compile(r"(?: of [^.,;:(\"]*)? (?:are|have|were|do)\b")
+
+
+def unmatched(source: str) -> list[int]:
+    """Lines of f-strings in which a number, written with `:,`, `len` or `count`, has a verb in the plural right behind it."""
+    found, tree = [], ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    given = {id(part) for call in calls if call.func.id in ("one_or_more", "of_them") for each in call.args[1:] for part in ast.walk(each)}
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) and id(node) not in given else []
+        for number, behind in pairwise(parts):
+            if isinstance(number, ast.FormattedValue) and isinstance(behind, ast.Constant) and VERB.match(str(behind.value)):
+                grouped = number.format_spec is not None and ast.unparse(number.format_spec) == "f','"
+                called = isinstance(number.value, ast.Call) and isinstance(number.value.func, ast.Name) and number.value.func.id
+                found += [node.lineno] if grouped or called in ("len", "count") else []
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=lambda path: str(path.relative_to(ROOT / "src" / "diffleak")))
+def test_a_number_and_its_verb_are_written_by_one_or_more(path: Path) -> None:
+    assert unmatched(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_verb_in_the_plural_behind_a_number_is_found() -> None:
+    assert unmatched('f"{n:,} images were left out"') == [] and unmatched('f"{n:,} were left out"') == [1]
+    assert unmatched('f"{len(x)} of {m} are none"') == [] and unmatched('f"{len(x)} of them are none"') == [1]

@@ -96,7 +96,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(2 * reading.LARGEST)
     for load, limit in ((load_json, reading.LARGEST), (load_yaml, reading.LARGEST_SETTINGS)):
-        with pytest.raises(Unreadable, match=f"it has {2 * reading.LARGEST:,} bytes; at most {limit:,} are read"):
+        with pytest.raises(Unreadable, match=f"it has {2 * reading.LARGEST:,} bytes; at most {limit:,} bytes are read"):
             load(tmp_path / "huge")
 
 

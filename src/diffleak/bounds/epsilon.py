@@ -278,8 +278,8 @@ def _why_zero(units: int, guesses: int, right: int, delta: float, level: float, 
     """Why the guesses give no bound above 0, with the most that so many images, or groups, could have given."""
     most = lower_bound(units, units, units, delta, level)
     return (
-        f"not significant: of {guesses:,} guesses {right:,} are right, which guessing at random reaches too often; that does not show that "
-        f"nothing leaks ({units:,} {called} can show epsilon {most:.1f} at most)"
+        f"not significant: of {guesses:,} guesses {one_or_more(right, 'is', 'are')} right, which guessing at random reaches too often; "
+        f"that does not show that nothing leaks ({units:,} {called} can show epsilon {most:.1f} at most)"
     )
 
 

@@ -89,7 +89,7 @@ def tar_source(name: str, root: Path, shards: Sequence[Path], ending: str | None
         where = f"{shards[member.shard]}: {shown(samples[i].key)}.{kind}"
         with refusing(Unreadable, f"{where} cannot be read ({WHY}): save it as UTF-8, or remove it", raises=UnclearName):
             if member.size > LONGEST:
-                raise Unreadable(f"it has {member.size:,} bytes; at most {LONGEST:,} are read")
+                raise Unreadable(f"it has {member.size:,} bytes; at most {LONGEST:,} bytes are read")
             with parsing():
                 said = content(member).decode("utf-8-sig")
                 held = json.loads(said) if kind == JSON else said

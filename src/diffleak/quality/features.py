@@ -11,7 +11,7 @@ from diffleak.data.cohort import Cohort
 from diffleak.data.distinct import Looked
 from diffleak.data.fitted import FittedImages
 from diffleak.data.pixels import ImageShape
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.hub.encoders import BATCH, Extractor, Features, extract
 from diffleak.quality.config import QualityConfig, source_name
 from diffleak.records.images import Tally
@@ -83,8 +83,8 @@ def refuse_shared(reference: RealSet, training: RealSet | None) -> None:
     shared = len(reference.hashes & training.hashes) if training else 0
     if shared:
         raise UserError(
-            f"reference and training must not share an image; {shared} are in both, {tally_of(reference, training).alike}: "
-            "remove them from the reference, or leave out --training"
+            f"reference and training must not share an image; {one_or_more(shared, 'is', 'are')} in both, "
+            f"{tally_of(reference, training).alike}: remove them from the reference, or leave out --training"
         )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffleak.errors import UserError
+from diffleak.errors import UserError, of_them
 from diffleak.records.base import Estimate
 from diffleak.stats.metrics import ALPHA, NORMAL
 
@@ -45,7 +45,7 @@ def pooled(runs: Sequence[Estimate]) -> Pooled:
     mean, spread = float(np.mean(known)), float(np.std(known, ddof=1))
     errors = [(high - low) / (2 * NORMAL) for low, high in widths if low is not None and high is not None]
     if lost := len(runs) - len(errors):
-        return Pooled(Estimate(value=mean, reason=f"{lost} of {len(runs)} runs {'has' if lost == 1 else 'have'} no interval"), spread)
+        return Pooled(Estimate(value=mean, reason=f"{of_them(lost, f'{len(runs)} runs', 'has', 'have')} no interval"), spread)
     half = sqrt((_quantile(len(runs) - 1) * spread / sqrt(len(runs))) ** 2 + NORMAL**2 * float(np.mean(np.square(errors))))
     return Pooled(Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), method=METHOD), spread)
 

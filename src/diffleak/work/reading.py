@@ -241,7 +241,7 @@ def opened(path: Path, limit: int | None = LARGEST) -> Iterator[BufferedReader]:
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable(f"it is {KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}")
         if limit is not None and status.st_size > limit:
-            raise Unreadable(f"it has {status.st_size:,} bytes; at most {limit:,} are read")
+            raise Unreadable(f"it has {status.st_size:,} bytes; at most {limit:,} bytes are read")
         file = path.open("rb")
     with file:
         yield file

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diffleak.errors import one_or_more, visible
+from diffleak.errors import of_them, one_or_more, visible
 from diffleak.records.audit import Gate
 from diffleak.records.gate import Gated
 from diffleak.records.variants import speaks_of
@@ -89,8 +89,7 @@ def outcome(checks: Sequence[Gate]) -> str:
         also = f" ({count(unknown)} of {count(len(checks))} results cannot be estimated)" if len(checks) > 1 else ""
         return f"is not met: {sentence(worst)}{also}"
     nearest = max(known, key=lambda each: each.reach or 0.0)
-    are = "is" if len(known) == 1 else "are"
-    above = f"; {count(len(known))} of {count(len(checks))} {are} above the limit" if len(checks) > 1 else ""
+    above = f"; {of_them(len(known), count(len(checks)))} above the limit" if len(checks) > 1 else ""
     rest = f", {count(unknown)} cannot be estimated" if unknown else ""
     by = beside((nearest.reach or 0.0) - nearest.at_most, 0.0)
     return f"is not met (exceeded by {by}): {_reaches(nearest)} ({visible(nearest.attack)}{highest}{above}{rest})"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from diffleak.errors import one_or_more, visible
+from diffleak.errors import of_them, one_or_more, visible
 from diffleak.records.audit import AuditRecord, Blind
 from diffleak.records.plan import one_for_all
 from diffleak.report.audited import Audited
@@ -89,8 +89,9 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         yield "Guidance", f"classifier-free, scale {plan.guidance_scale:g}: attacks see the guided predictions, two forwards each"
     if plan.captions is not None:
         cut = f", {count(plan.captions_truncated)} truncated by the text encoder" if plan.captions_truncated else ""
-        own = f"{count(plan.captions_found or 0)} of {count(plan.n_members + plan.n_nonmembers)} images"
-        found = f"the same for every image; {own} have one of their own" if one_for_all(plan.captions) else f"found for {own}"
+        own, images = plan.captions_found or 0, f"{count(plan.n_members + plan.n_nonmembers)} images"
+        have = of_them(own, images, "has one of its own", "have one of their own")
+        found = f"the same for every image; {have}" if one_for_all(plan.captions) else f"found for {count(own)} of {images}"
         yield "Captions", f"{visible(plan.captions)}; {found}{cut}"
     yield "Device", f"{device(environment)}, {one_or_more(environment.threads, 'thread')}"
     yield "Platform", visible(environment.platform)

@@ -94,7 +94,3 @@ def _counts(results: Sequence[Result], noun: str) -> str:
     counts = [one_or_more(gain, "gains", "gain"), one_or_more(lose, "loses", "lose"), f"{len(aucs) - gain - lose - unknown} undecided"]
     counts += [f"{unknown} not estimable"] if unknown else []
     return f"of {one_or_more(len(aucs), noun)}, {', '.join(counts)}"
-
-
-def _verb(n: int, verb: str) -> str:
-    return f"{n} {verb}{'s' if n == 1 else ''}"
