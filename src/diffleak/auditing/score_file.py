@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_size
-from diffleak.errors import WHY, UserError, listed, one_or_more, refusing, shown, unknown
+from diffleak.errors import WHY, UserError, listed, of_them, one_or_more, refusing, shown, unknown
 from diffleak.records.audit import AuditRecord, Result
 from diffleak.records.digests import AUDIT, refuse_edited
 from diffleak.records.scores import Scores
@@ -116,9 +116,8 @@ def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64
     meant, row = matched(path, ids, source.ids, [(source.name, "")]), {image_id: i for i, image_id in enumerate(source.ids)}
     lost = [image_id for image_id in ids if image_id not in meant]
     if lost:
-        of = f"of {len(ids):,}"
         raise UserError(
-            f"every id of {path} must be an image of {source.name}; {one_or_more(len(lost), f'{of} is', f'{of} are')} none (first: "
+            f"every id of {path} must be an image of {source.name}; {of_them(len(lost), f'{len(ids):,}')} none (first: "
             f"{shown(lost[0])}; its images are called {shown(source.ids[0])} and so on)"
         )
     found = np.empty((len(ids), len(NAMES)))

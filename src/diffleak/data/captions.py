@@ -19,7 +19,7 @@ from diffleak.data.draw import keyed_order
 from diffleak.data.image_source import CAPTION_COLUMNS, Texts, not_blank, texts_of
 from diffleak.data.metadata import needed
 from diffleak.data.names import Names, by_id
-from diffleak.errors import SettingError, UserError, one_or_more, shown
+from diffleak.errors import SettingError, UserError, of_them, shown
 from diffleak.records.plan import FIXED, one_for_all
 from diffleak.work.reading import found_at, load_json, load_lines, load_table
 
@@ -143,7 +143,7 @@ def _listed(cohort: Cohort, path: Path) -> tuple[tuple[str, ...], Names]:
     if missing:
         count, first = len(missing), names.beside(missing[0], "it")
         todo = "name the images as the data does" if names.strays else "add them"
-        without = one_or_more(count, f"of {len(cohort):,} has", f"of {len(cohort):,} have")
+        without = of_them(count, f"{len(cohort):,}", "has", "have")
         raise UserError(f"{path} must give every image a caption; {without} none (first: {first}): {todo}")
     return tuple(captions[key][0] for key in cohort.keys), names
 

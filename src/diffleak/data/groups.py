@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from diffleak.data.cohort import Cohort
-from diffleak.errors import UserError, is_text, listed, nearest, one_or_more, shown
+from diffleak.errors import UserError, is_text, listed, nearest, of_them, one_or_more, shown
 
 NAMES_IT = "the same command without --anonymous names it"
 
@@ -41,9 +41,8 @@ def groups_of(cohort: Cohort, column: str) -> tuple[str, ...]:
         found.append(group or "")
         missing += [] if group else [row]
     if missing:
-        of = f"of {len(cohort):,}"
         raise UserError(
-            f"every image needs a group; {one_or_more(len(missing), f'{of} has', f'{of} have')} none in the column {shown(column)} "
+            f"every image needs a group; {of_them(len(missing), f'{len(cohort):,}', 'has', 'have')} none in the column {shown(column)} "
             f"(first: {shown(cohort.ids[missing[0]])}): add it, or leave these images out"
         )
     return tuple(found)

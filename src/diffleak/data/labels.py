@@ -25,7 +25,7 @@ from jaxtyping import Int64
 
 from diffleak.data.metadata import malformed, metadata_rows, said_by
 from diffleak.data.names import Names, UnclearName
-from diffleak.errors import WHY, UserError, is_text, listed, one_or_more, refusing, shown
+from diffleak.errors import WHY, UserError, is_text, listed, of_them, one_or_more, refusing, shown
 
 HOLDING = "labels as whole numbers or names"
 FOLDERS = "the names of the folders"
@@ -414,16 +414,15 @@ def _refuse_contradiction(side: Side, numbers: Numbers, names: Mapping[str, int]
 def _refuse_outside(side: Side, numbers: Numbers, count: int) -> None:
     missing = [i for i in side.rows if numbers[i] is None]
     if missing:
-        first, of = side.ids[missing[0]], f"of the {len(side.rows):,} {side.name}"
+        first, every = side.ids[missing[0]], f"the {len(side.rows):,} {side.name}"
         raise UserError(
-            f"every image needs a label; {one_or_more(len(missing), f'{of} has', f'{of} have')} none by {side.labels.origin} "
+            f"every image needs a label; {of_them(len(missing), every, 'has', 'have')} none by {side.labels.origin} "
             f"(first: {side.labels.names.beside(first) if side.labels.names else shown(first)})"
         )
     outside = [i for i in side.rows if not 0 <= (numbers[i] or 0) < count]
     if outside:
-        of = f"of the {side.name}"
         raise UserError(
-            f"labels must lie in [0, {count}), the model's classes; {one_or_more(len(outside), f'{of} does', f'{of} do')} not "
+            f"labels must lie in [0, {count}), the model's classes; {of_them(len(outside), f'the {side.name}', 'does', 'do')} not "
             f"(first: {shown(side.ids[outside[0]])} has {numbers[outside[0]]})"
         )
 

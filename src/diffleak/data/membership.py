@@ -25,7 +25,7 @@ from diffleak.data.image_source import ImageSource
 from diffleak.data.names import matched
 from diffleak.data.sources import open_source
 from diffleak.data.split import ModelSplit, find_split, read_model_split
-from diffleak.errors import UserError, one_or_more, shown
+from diffleak.errors import UserError, of_them, shown
 from diffleak.records.audit import Draw, Membership, Promise
 from diffleak.records.images import Decoding
 from diffleak.work.reading import load_json
@@ -85,17 +85,15 @@ def check_membership(
             raise UserError(f"{must}; by {split_file}, {said}: {todo}, or add --ignore-model-split to go on all the same")
         return Membership(source=given, status="contradicted, ignored", model_split=str(split_file), reason=said)
     halves = sum(match.known is not None and own.roles[match.known] == "other half" and match.member for match in found)
-    belong = one_or_more(halves, "of the members belongs", "of the members belong")
+    belong = of_them(halves, "the members", "belongs", "belong")
     also = f"{belong} to the half of the other teacher, which this model never saw" if halves else None
     lost = [match for match in found if match.known is None and not match.same]
     if lost:
-        of = f"of {len(found):,} images"
-        return trust(reason=f"{one_or_more(len(lost), f'{of} is', f'{of} are')} not listed there by name (first: {shown(lost[0].id)})")
+        return trust(reason=f"{of_them(len(lost), f'{len(found):,} images')} not listed there by name (first: {shown(lost[0].id)})")
     if elsewhere and training is None:
         why = f"the training data {own.data} is not there to compare with" if own.data else "nothing says where the training images lie"
         if otherwise:
-            of = f"of {len(found):,} images"
-            names = one_or_more(otherwise, f"{of} has a name", f"{of} have names")
+            names = of_them(otherwise, f"{len(found):,} images", "has a name", "have names")
             return trust(reason=f"{names} that it lists on another side, and {why}")
         return trust(reason=f"only names could be compared, because {why}", same_names=True)
     if elsewhere:
@@ -220,5 +218,5 @@ def _said(against: Sequence[Match], own: ModelSplit) -> str:
         for role, place in where.items():
             these = [m for m in against if m.member == member and (own.roles.get(m.known) if m.known else None) == role]
             if these:
-                parts.append(f"{one_or_more(len(these), f'of the {what} is', f'of the {what} are')} {place} (first: {shown(these[0].id)})")
+                parts.append(f"{of_them(len(these), f'the {what}')} {place} (first: {shown(these[0].id)})")
     return " and ".join(parts)

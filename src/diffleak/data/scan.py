@@ -19,7 +19,7 @@ from diffleak.data.features import FEATURES, image_features
 from diffleak.data.labels import UNNAMED, ClassNames, Numbered
 from diffleak.data.names import say_strays
 from diffleak.data.pixels import ImageShape, fit, pixel_hash, shape_of, without_alpha
-from diffleak.errors import UserError, one_or_more, shown
+from diffleak.errors import UserError, of_them, one_or_more, shown
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.work.progress import progress
 
@@ -140,9 +140,8 @@ def scan(
     for tally, name in zip(tallies, reversed(cohort.names), strict=True):
         tally.refuse(name, cohort.decoding)
     if misfits:
-        of = f"of {len(cohort):,} images"
         raise UserError(
-            f"{one_or_more(len(misfits), f'{of} does', f'{of} do')} not have the shape the model takes, {shape} "
+            f"{of_them(len(misfits), f'{len(cohort):,} images', 'does', 'do')} not have the shape the model takes, {shape} "
             f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
         )
     kept = cohort.only(readable)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from diffleak.data.image_source import ImageSource
 from diffleak.data.names import matched
 from diffleak.data.split_files import read_sides
-from diffleak.errors import UserError, listed, one_or_more, shown
+from diffleak.errors import UserError, listed, of_them, one_or_more, shown
 from diffleak.work.files import write_text
 from diffleak.work.reading import Unreadable, load_json
 
@@ -192,7 +192,7 @@ def read_defence(path: Path) -> Defence:
     (first, second), members = split.halves, set(split.members)
     others = [i for i in first + second if i not in members]
     if others:
-        are = one_or_more(len(others), "of their ids is", "of their ids are")
+        are = of_them(len(others), "their ids")
         raise UserError(f"{path}: the halves must be made of members; {are} not (first: {shown(others[0])})")
     both = set(first) & set(second)
     if both or not first or not second:

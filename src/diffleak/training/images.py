@@ -15,7 +15,7 @@ from diffleak.data.names import Names, by_id, say_strays
 from diffleak.data.pixels import ImageShape, fit, shape_of
 from diffleak.data.sources import open_source
 from diffleak.data.split import FILE, Drawn, read_drawn, read_split
-from diffleak.errors import WHY, SettingError, UserError, one_or_more, refusing, shown
+from diffleak.errors import WHY, SettingError, UserError, of_them, refusing, shown
 from diffleak.hub import AUTOENCODER_FOLDERS
 from diffleak.records.images import NO_IMAGES, Tally
 from diffleak.training.config import TrainConfig
@@ -102,7 +102,7 @@ def _captions(source: ImageSource, ids: tuple[str, ...], config: TrainConfig) ->
     if missing:
         where, hint = (source.name, "add a `text` to metadata.jsonl, or give --captions FILE") if own else (config.captions, "add them")
         first = names.beside(missing[0], None if own else "it") if names else shown(missing[0])
-        without = one_or_more(len(missing), f"of {len(ids):,} has", f"of {len(ids):,} have")
+        without = of_them(len(missing), f"{len(ids):,}", "has", "have")
         raise UserError(f"{where} must have a caption for every image; {without} none (first: {first}): {hint}")
     say_strays([names] if names else [], source.ids[0])
     if config.diversify and all(len(texts) <= 1 for texts in found.values()):  # of all images: the halves of a defence are judged alike
