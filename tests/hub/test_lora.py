@@ -349,7 +349,7 @@ def test_images_drawn_without_an_adapter_are_not_those_of_the_adapted_model(mode
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
     given = {"reference": str(tmp_path / "real.npy"), "prompts": tmp_path / "prompts.txt", "images": 12, "steps": 2, "extractor": "pixels"}
     diffleak.measure_quality(models("sd"), **given, output=tmp_path / "out")
-    with pytest.raises(UserError, match="holds images drawn with model fingerprint"):
+    with pytest.raises(UserError, match="holds images drawn with another model"):
         diffleak.measure_quality(models("sd"), **given, output=tmp_path / "out", lora=lora_folder(tmp_path / "lora"))
 
 

@@ -170,8 +170,8 @@ def test_u_shaped_timesteps_are_refused_without_flow_matching(data, tmp_path, ca
     said = refused(capsys, "train", "--data", data, "--timesteps", "u-shaped", "-o", tmp_path / "out", "--steps", "1", "--device", "cpu")
     assert "--timesteps u-shaped is for models of flow matching" in said and "leave it out" in said
     assert not (tmp_path / "out" / "train.json").exists()
-    for kind in ("vae", "vq"):
-        with pytest.raises(UserError, match=f"timesteps is for denoisers of flow matching, and this trains a {kind}"):
+    for kind, name in (("vae", "β-VAE"), ("vq", "VQ autoencoder")):
+        with pytest.raises(UserError, match=f"--timesteps is for denoisers of flow matching, and this trains a {name}"):
             few_steps(data, tmp_path / "out", kind=kind, timesteps="u-shaped")
     with pytest.raises(UserError, match=r"timesteps must be 'uniform' or 'u-shaped'; got 'ushaped'"):
         few_steps(data, tmp_path / "out", timesteps="ushaped")

@@ -54,7 +54,7 @@ def masks_table(record: AuditRecord) -> Table | None:
 def _columns(record: AuditRecord) -> tuple[Column, ...]:
     before = lambda r: cell_or(selection.under(record, r.base, None), auc_cell, "the unmasked attack is not in the record")
     return (
-        Column(("Mask",), "Which latent coordinates are left out, and the share of them; auto: the share chosen on calibrate.", 1, _mask),
+        Column(("Mask",), "The share of latent coordinates that is left out, and which; auto: chosen on the calibrate part.", 1, _mask),
         Column(("AUC", "unmasked"), "The attack on all latent coordinates.", 6, before),
         Column(("AUC", "masked"), "The attack on the coordinates that are left.", 5, auc_cell),
         *differences((2, 3, 4)),
