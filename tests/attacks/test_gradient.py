@@ -75,7 +75,7 @@ def test_of_a_lora_the_gradients_are_those_of_its_two_matrices():
     attack = opened(denoiser)
     assert attack.tensors == ("layer.weight",) and len(attack.columns) == 2
     assert attack.memory == D * D * 8, "of float64; the sums over two matrices of rank 2 are small"
-    assert attack.of == "the LoRA's matrices in 1 layer" and attack.label == "gradient(timesteps=30+200+700)"
+    assert attack.of == "the LoRA's matrices in 1 layers" and attack.label == "gradient(timesteps=30+200+700)"
     found = attack.statistics(subject(denoiser))
     expected = [
         [-np.log(((factor * up.T @ gw) ** 2).sum()), -np.log(((factor * gw @ down.T) ** 2).sum())]

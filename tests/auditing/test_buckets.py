@@ -95,6 +95,7 @@ def test_images_of_mixed_sizes_are_sorted_by_themselves(target, tmp_path, capsys
     own = replace(target, shape=ImageShape(3, 384, 384))
     ready, given = (prepared(own, tmp_path, mask=(), buckets=buckets) for buckets in (None, "384"))
     assert ready.plan == given.plan and len(ready.plan.buckets) == 3
+    assert ready.plan.image_shape.startswith("3 buckets, most "), "as in plans of before, so that their runs resume"
     assert ready.config.buckets == "384" and "--buckets 384" in capsys.readouterr().err
     assert any("brought to 3 buckets of --buckets 384" in line for line in about_reading(ready))
     single = replace(ready, plan=ready.plan.model_copy(update={"buckets": ready.plan.buckets[:1]}))

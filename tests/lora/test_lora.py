@@ -160,11 +160,11 @@ def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None
     found = judge.redrawn({**base, "3": 0.1, "7": 0.02, "8": 0.2, "9": 0.25, "10": 0.29}, base)
     assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
     decision, why = judge.of_drawings(found, "drawings/kay/extract.html")
-    assert decision == "undecided" and judge.look_first(found), "an adapter that learnt its style draws near too"
+    assert decision == "undecided" and found.look_first, "an adapter that learnt its style draws near too"
     assert why.startswith("look first: for 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
     same = judge.redrawn(base, base)
     decision, why = judge.of_drawings(same, "drawings/kay/extract.html")
-    assert decision == "undecided" and not judge.look_first(same) and why.endswith("The pairs are in drawings/kay/extract.html")
+    assert decision == "undecided" and not same.look_first and why.endswith("The pairs are in drawings/kay/extract.html")
 
 
 def test_without_held_out_pictures_the_answer_is_to_look_first_with_two_ways_to_a_decision() -> None:

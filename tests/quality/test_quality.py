@@ -482,7 +482,7 @@ def test_two_models_that_take_turns_are_drawn_from_in_adaptive_rounds(capsys, mo
     record = json.loads(out)
     assert code == 0, err
     assert (record["rounds"], record["costs"]["forwards"]) == (2, 12 * (3 + 2))
-    assert "two models take turns, one per step; drawn in 2 adaptive rounds" in record["warnings"]
+    assert "two models take turns, one per step; each image was drawn 2 times, with noise added in between" in record["warnings"]
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])
@@ -518,6 +518,9 @@ def test_near_duplicates_among_real_images_count_once_in_copies_and_in_the_kid_d
     )
     assert "5 reference images are near-duplicates of training images: copies and the KID difference leave such images out" in said
     assert "9 training images are near-duplicates of others" in said
+    np.save(tmp_path / "flipped.npy", training[:, :, ::-1])
+    with pytest.raises(UserError, match=r"every image of the reference \(40 in all\) is a near-duplicate of a training image; give others"):
+        measure_quality(made, "pixels", training=tmp_path / "t.npy", reference=tmp_path / "flipped.npy", images=12, steps=1)
     alone = measure_quality(made, "pixels", reference=tmp_path / "r2.npy", images=12, steps=1).record
     assert "30 reference images are near-duplicates of other reference images: the intervals of Fr\u00e9chet" in " / ".join(alone.warnings)
 

@@ -116,3 +116,6 @@ def test_a_folder_of_another_command_is_refused_but_where_both_belong_together(t
         else:
             with pytest.raises(UserError, match=rf"{name} is the folder of an? .*\({name}\); choose another -o"):
                 refuse_other_command(folder, own)
+            (folder / own).write_text("{}")
+            refuse_other_command(folder, own)  # the command wrote there before, and its plan says whether it may again
+    refuse_other_command(tmp_path / ("x" * 300), own)  # a name that no system takes is refused where the folder is made

@@ -289,6 +289,19 @@ def test_no_leak_is_said_to_be_found_only_of_a_release_that_an_attack_was_run_fo
         assert judged.sentences[-1].startswith("To test it: give more images. From these, what black_box, noise_probe finds")
 
 
+def test_a_release_is_tested_by_an_attack_that_the_same_command_can_run():
+    from diffleak.report.judgement import WITH_REFERENCE
+
+    assert {*WITH_REFERENCE} == {name for name, kind in ATTACKS.items() if kind.needs_reference and kind.access == "black-box"}
+    record, _ = audit_of({"sima": 0.0}, 300)
+    drawn = record.results[0].model_copy(update={"attack": "black_box", "access": "black-box", "auc": Estimate(reason="too few")})
+    kept = evidence(True, (*RUN, ATTACKS["black_box"]()), release="api")
+    for reference, last in ((None, "To test it: give more images."), ("base", "To test it: diffleak audit m --attacks noise_probe")):
+        plan = record.plan.model_copy(update={"reference": reference})
+        judged = verdict(other(record, results=(*record.results, drawn), evidence=kept, settings={"model": "m"}, plan=plan))
+        assert judged.sentences[-1].startswith(last)
+
+
 LIMIT = "is about these attacks and these images"
 BELOW, AMID = ({"value": v, "low": v - 0.04, "high": v + 0.04} for v in (0.28, 0.5))
 UNCHECKED = Blind(reason="needs >= 10 images a side")

@@ -29,7 +29,7 @@ from diffleak.attacks.subject import Subject
 from diffleak.diffusion.conditions import Prompts, chosen, joined
 from diffleak.diffusion.denoiser import Denoiser, LowRank
 from diffleak.diffusion.devices import float64
-from diffleak.errors import UserError, one_or_more, shown
+from diffleak.errors import UserError, shown
 
 
 @final
@@ -75,11 +75,8 @@ class Gradient(Attack):
         if any(weight.is_meta for weight in weights.values()):
             raise UserError("gradient needs the weights in the memory of the device; leave out --offload, or gradient")
         tensors = tuple(name for name in weights if not adapted or name in adapted)
-        of = (
-            f"the LoRA's matrices in {one_or_more(len(tensors), 'layer')}"
-            if adapted
-            else f"{one_or_more(len(tensors), 'tensor')} of the network"
-        )
+        # these words are in plans, so others would refuse every run that was begun before
+        of = f"the LoRA's matrices in {len(tensors)} layers" if adapted else f"{len(tensors)} tensors of the network"
         size = sum(weights[name].numel() * weights[name].element_size() for name in tensors)
         if subject.reference is not None:
             self._refuse_others(subject.reference.denoiser.exposed[0], {name: weights[name] for name in tensors})

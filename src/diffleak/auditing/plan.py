@@ -385,7 +385,7 @@ def checked(
         data_fingerprint=found.fingerprint,
         n_members=int(found.cohort.member.sum()),
         n_nonmembers=int((~found.cohort.member).sum()),
-        image_shape=str(found.shape) if found.shapes is None else f"{one_or_more(len(set(found.shapes)), 'bucket')}, most {found.shape}",
+        image_shape=str(found.shape) if found.shapes is None else f"{len(set(found.shapes))} buckets, most {found.shape}",
         buckets=tuple((str(shape), count) for shape, count in Counter(found.shapes).items()) if found.shapes else None,
         resize=config.resize,
         attacks=tuple(_written(attack) for attack in attacks),

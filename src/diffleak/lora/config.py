@@ -43,7 +43,7 @@ class LoraConfig(DataConfig):
         le=1,
         allow_inf_nan=False,
         description="With --held-out: the limit for a checkpoint to be published, on the upper end of every AUC beyond BASE ({default}). "
-        "With fewer than about 80 images on a side no checkpoint can meet 0.6.",
+        "With fewer than about 80 images on each side no checkpoint can meet 0.6, unless one side has many more.",
     )
     draws: Annotated[int, Flag("-n")] = Field(DRAWS, ge=1, description="Without --held-out: images to draw for each caption ({default}).")
     draw_steps: int = Field(DRAW_STEPS, ge=1, description="Without --held-out: sampler steps per drawing ({default}).")

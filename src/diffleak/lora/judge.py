@@ -5,7 +5,7 @@
                                  undecided        the verdict is, or no leak is shown and an attack may reach more than the limit
                                  publish          no leak is shown, and no attack on the excess may exceed the limit
     without                      undecided        always. Where more pictures than chance brings have drawings nearer than the base ever
-                                                  draws, `look_first` says so
+                                                  draws, `Redrawn.look_first` says so
 
 Without held-out pictures a copy and a subject that was learnt well cannot be told apart: both draw near the pictures.
 """
@@ -21,7 +21,6 @@ from diffleak.records.lora import Checkpoint, Decision, Excess, Redrawn
 from diffleak.report.judgement import Verdict, verdict
 from diffleak.report.wording import beside, count, nearer_than_base
 
-ALPHA = 0.05
 NAMED = 5  # pictures in a sentence
 WAYS = (
     "To decide: hold pictures out, train again in the same way, and audit that adapter; or run diffleak inquire with at least 20 pictures "
@@ -99,15 +98,10 @@ def too_few(limit: float, pictures: int, held_out: int, fraction: float, since: 
     return f"{few}: the AUC of even an attack that only guesses {so_far}. {least}"
 
 
-def look_first(found: Redrawn) -> bool:
-    """True where more pictures than chance brings are drawn nearer than the base ever draws."""
-    return found.p_value < ALPHA
-
-
 def of_drawings(found: Redrawn, pairs: str) -> tuple[Decision, str]:
     """The decision of a checkpoint without held-out pictures, and why; pairs: the page that has the pairs."""
     said = nearer_than_base(found.nearer, found.pictures or 0)
-    if not look_first(found):
+    if not found.look_first:
         return "undecided", (
             f"{said}, which is no more than chance (p = {found.p_value:.2g}); without held-out pictures nothing more can be said. "
             f"The pairs are in {pairs}"
@@ -128,7 +122,7 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
     if by["undecided"]:
         beside = f" and {count(held_out)} held out" if held_out else " and none held out"
         parts.append(f"Undecided with {one_or_more(pictures, 'picture')}{beside}: {_named(by['undecided'], checkpoints)}.")
-    if suspected := [each.name for each in checkpoints if each.redrawn and look_first(each.redrawn)]:
+    if suspected := [each.name for each in checkpoints if each.redrawn and each.redrawn.look_first]:
         parts.append(f"Look first at the pairs of {_named(suspected, checkpoints)}: their drawings come closer than the base's.")
     if by["undecided"] and not held_out:
         parts.append(WAYS)

@@ -175,13 +175,16 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     for trained in prepared.target.trained:
         refuse_other_reading(trained, config.decoding, tally, prepared.drawing.shape.channels == 4)
     refuse_shared(reference, training)
+    counted = _counted(reference, training)
+    if training and not counted.counted.any():
+        many = f"{len(reference.cohort):,} in all"
+        raise UserError(f"every image of the reference ({many}) is a near-duplicate of a training image; give others")
     if folder:
         _refuse_another_measurement(folder, prepared, reference, training)
     before = time.monotonic()
     images = draw(prepared.drawing, folder, config.batch_size, config.threads)
     drawn = time.monotonic()
     features = features_of("generated", len(images), cut(images), prepared.encoders)
-    counted = _counted(reference, training)
     metrics, found = _statistics(prepared.encoders, features, reference, training, counted, config.seed)
     if prepared.prompts and prepared.clip:
         score = alignment(prepared.clip, images, prepared.prompts.texts, config.seed)
@@ -339,7 +342,8 @@ def _warnings(prepared: Prepared, reference: RealSet, training: RealSet | None, 
     if prepared.membership and prepared.membership.status != "confirmed":
         found.append(prepared.membership.sentence)
     if len(prepared.target.denoiser.exposed) > 1:
-        found.append("two models take turns, one per step" + (f"; drawn in {rounds} adaptive rounds" if rounds > 1 else ""))
+        again = f"; each image was drawn {rounds} times, with noise added in between" if rounds > 1 else ""
+        found.append(f"two models take turns, one per step{again}")
     if prepared.prompts and prepared.target.text:
         found += prepared.target.unnamed(prepared.prompts.distinct)
         cut = len(prepared.target.text.truncated(prepared.prompts.distinct))

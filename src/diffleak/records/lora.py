@@ -11,6 +11,8 @@ FILE = "lora.json"
 PAGE = "lora.html"
 AUDITS = "audits"  # the folder in that of `lora` where the audits of its checkpoints are
 
+ALPHA = 0.05  # above which a number of pictures is no more than chance brings
+
 Decision = Literal["publish", "do not publish", "undecided"]
 
 
@@ -42,6 +44,11 @@ class Redrawn(Record):
     """The same distance to the base's drawings, in [0, 2]."""
     nearest: tuple[str, ...]
     """Ids of the counted pictures, the nearest first."""
+
+    @property
+    def look_first(self) -> bool:
+        """True where more pictures than chance brings are drawn nearer than the base ever draws."""
+        return self.p_value < ALPHA
 
 
 class Checkpoint(Record):

@@ -16,7 +16,7 @@ from diffleak.records.inquiry import FILE as INQUIRY
 from diffleak.records.plan import Plan
 from diffleak.records.scores import Samples, Scores, Unit, read_columns
 from diffleak.work.files import write_text
-from diffleak.work.reading import load_columns
+from diffleak.work.reading import found_at, load_columns
 
 GEOMETRY = "geometry.parquet"
 TRAINED = "train.json"
@@ -27,7 +27,7 @@ ALONE = {
     "lora.json": "an answer of lora",
     TRAINED: "a trained model",
 }
-MAIN = {AUDIT: "an audit", INQUIRY: "an inquiry", PLAN: "a run that is not finished"}
+MAIN = {AUDIT: "an audit", INQUIRY: "an inquiry", PLAN: "a run"}
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
 
@@ -35,13 +35,16 @@ def refuse_other_command(folder: Path | None, own: str) -> None:
     """Raises `UserError` for a folder that is of another command than the one that writes `own`, which reports and gates would mix up.
 
     Drawings and their comparisons may lie beside an audit or an inquiry; a sweep, a comparison, the answer of `lora` and a trained model
-    have a folder of their own.
+    have a folder of their own. A folder that the command has written to before is judged by its plan alone.
     """
+    there = lambda name: folder is not None and found_at(Path(folder) / name) == "a file"
+    if there(own):
+        return
     if own in ALONE:
         others = {**BESIDE, **ALONE, **MAIN}
     else:
         others = {name: whose for name, whose in {**ALONE, **(MAIN if own in MAIN else {})}.items() if name not in (TRAINED, PLAN)}
-    found = next((name for name in others if name != own and folder is not None and (Path(folder) / name).is_file()), None)
+    found = next((name for name in others if there(name)), None)
     if found:
         raise UserError(f"{folder} is the folder of {others[found]} ({found}); choose another -o")
 

@@ -54,6 +54,7 @@ ACCESS = {
     "grey-box": "read the model's noise predictions",
     "white-box": "look inside the model",
 }
+WITH_REFERENCE = ("noise_probe",)  # black-box attacks that an audit without a reference refuses
 NAMED: dict[str, Any] = dict.fromkeys(  # settings that say which model and images are meant and how they are read, with their defaults
     (
         *("model_config", "model_from", "network", "weights", "lora", "lora_scale", "embedding", "dtype", "reference", "captions"),
@@ -360,7 +361,7 @@ def _to_test(record: AuditRecord) -> tuple[str, ...]:
     evidence = record.evidence
     if evidence is None or _counted_results(record):
         return ()
-    fit = evidence.counting
+    fit = tuple(each for each in evidence.counting if each.run or record.plan.reference or each.attack not in WITH_REFERENCE)
     if not fit:
         return (f"To test it, look for training images among those that the model draws: {_command(record, 'extract')}",)
     if all(each.run for each in fit):

@@ -42,6 +42,10 @@ DRAWN = entries("""
     What was not drawn. | Another caption, another seed or more drawings may come closer.
 """)
 
+HANDLING = (
+    "This page names training pictures (file name or row number), which is personal data if they show people. Pass it on only to people "
+    "who may know which pictures the adapter was trained on."
+)
 BEHIND = re.compile(
     r" (?=To decide: |With \d|The headers? of |The file holds |\d[\d,]* files hold )"
 )  # where the answer goes on to what to do
@@ -66,6 +70,7 @@ def page(record: LoraRecord) -> Page:
         title="Which checkpoints of the adapter may be published?",
         heading="Adapter checkpoints",
         meta=f"{_checkpoints(record)} on {visible(record.base)} · {one_or_more(record.pictures, 'picture')}{held_out}",
+        handling=HANDLING if any(each.redrawn and each.redrawn.look_first for each in record.checkpoints) else "",
     )
 
 

@@ -16,6 +16,7 @@ GLOSSARY = entries("""
         Inception); grows as the sample gets smaller.
     KID | kernel inception distance: also how far generated images are from real ones. The number of images does not move it on
         average, so it serves small samples too.
+    Sampler | the procedure by which a model draws an image from noise, in a number of steps, such as ddim, ddpm or dpm.
     Similarity | the cosine between the features of two images; 1 is the same direction.
     CLIP score | how well images fit the captions they were drawn for; another CLIP model gives other scores.
     Threshold | the similarity to the nearest training image above which a generated image counts as a copy; 99 % of the unseen real

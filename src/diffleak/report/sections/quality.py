@@ -237,7 +237,7 @@ def _pair(pair: Pair, pictures: Pictures | None) -> dict[str, Any]:
 def made(record: QualityRecord) -> Iterator[tuple[str, str]]:
     """The settings, what they were used on, and what it took."""
     yield from of_model(record)
-    rounds = f", {record.rounds} adaptive rounds" if record.rounds > 1 else ""
+    rounds = f", each drawn {record.rounds} times with noise added in between" if record.rounds > 1 else ""
     how = f"sampler {record.sampler}, {one_or_more(record.steps, 'step')}, seed {record.seed}{rounds}"
     yield "Images", f"{count(record.images)} of {visible(record.image_shape)}, {how}"
     if record.classes:

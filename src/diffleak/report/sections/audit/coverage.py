@@ -10,8 +10,8 @@ from diffleak.report.table import Cell, Column, tabulate
 TITLE = "Attacks run and not run"
 ACCESSES = {
     "weights": "Anyone who has the weights can run every attack that works with the model, so all of these count.",
-    "api": "Callers of an interface see drawn images alone, so black-box attacks count. Choose --release weights if the interface also "
-    "takes images from its callers, or returns predictions.",
+    "api": "Callers of an interface see drawn images alone, so black-box attacks count (noise_probe only if callers may choose the "
+    "starting noise). Choose --release weights if the interface also takes images from its callers, or returns predictions.",
     "images": "Someone with drawn images only cannot query the model, so no attack here counts; the attacks that were run "
     "measure the model, which stays with its owner.",
 }

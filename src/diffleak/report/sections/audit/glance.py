@@ -25,7 +25,8 @@ LIMITED = {
 }
 UNTESTED = "What was not tested"
 NEEDS = {
-    "black-box": "images that the model draws for a caption of the attacker's, and the image in question",
+    "black-box": "images that the model draws for a caption of the attacker's (for noise_probe from the attacker's noise, too), and the "
+    "image in question",
     "grey-box": "the model's predictions for the image in question, which anyone who has the weights can compute",
     "white-box": "the weights, and the image in question",
 }
