@@ -95,7 +95,7 @@ def test_a_command_says_in_its_first_sentence_what_it_does(command):
     [
         ("inquire", "group", "groups are tested", "rates"),  # an inquiry has p-values
         ("lora", "ignore_model_split", "beside an adapter", "MODEL"),  # which `lora` calls BASE
-        ("lora", "max_excess_auc", "With fewer than about 80 images on a side no checkpoint can meet 0.6", "It takes"),
+        ("lora", "max_excess_auc", "With fewer than about 80 images on each side no checkpoint can meet 0.6, unless", "It takes"),
         ("audit", "fast", "On NVIDIA GPUs", "On accelerators"),  # `faster_ways` does nothing on others
         ("geometry", "fast", "On NVIDIA GPUs", "On accelerators"),
         ("train", "preset", "Default: small; with --base fine-tune, or lora with --lora-rank; with -C FILE none", "small (default)"),

@@ -406,8 +406,8 @@ def _mask(record: AuditRecord, result: Result) -> tuple[str, ...]:
     if result.complexity is not None:
         before = visible(base_label(result.attack, CALIBRATED))
         if result.complexity == PLAIN:
-            most = "in most divisions " if record.split.repeats > 1 else ""
-            return (f"{visible(result.attack)} is the attack {before}: {most}no correction for how simple each image is was chosen.",)
+            part = "in most divisions the calibrate part" if record.split.repeats > 1 else "the calibrate part"
+            return (f"{visible(result.attack)} is the attack {before}: {part} chose no correction for how simple each image is.",)
         whose = "the reconstruction of each image" if result.complexity == RECONSTRUCTION else "each image"
         return (
             f"{visible(result.attack)} is the attack {before}, corrected for how simple {whose} is: the score that its complexity predicts "
