@@ -70,7 +70,7 @@ def test_a_calibrated_attack_that_took_nothing_out_is_not_said_to_be_corrected()
     record, _ = audit_of({"sima": 1.75}, 100)
     plain = record.results[0].model_copy(update={"attack": "sima[calibrated]", "complexity": PLAIN})
     again = record.model_copy(update={"results": (plain,), "headline": "sima[calibrated]"})
-    for repeats, said in ((25, "sima: in most divisions the calibrate part chose no correction"), (1, "sima: the calibrate part chose no correction")):
+    for repeats, said in ((25, "sima: in most divisions the calibrate part chose no"), (1, "sima: the calibrate part chose no")):
         found = " ".join(verdict_of_audit(part(again, "split", repeats=repeats)).sentences)
         assert said in found and "the score that its complexity predicts is subtracted" not in found
 
