@@ -152,6 +152,10 @@ def test_a_wrong_value_is_named_as_the_user_named_it(capsys, model, sides, tmp_p
     file, run = tmp_path / "audit.yaml", ("audit", model, *sides, *SETTINGS, "-o", tmp_path / "run")
     file.write_text("limit: 0\nmax_auc: true\ncalibrate-fraction: 0.001\n")
     assert "diffleak: max_auc must not be true or false" in refused(capsys, *run, "-C", file)
+    other = tmp_path / "lora.yaml"
+    other.write_text("nonmembers: yes\n")
+    lora = ("lora", "b", "a", "--pictures", "c", "-o", tmp_path / "lora", "-C", other)
+    assert "diffleak: nonmembers must not be true or false" in refused(capsys, *lora), "by its second name"
     given = (*run, "-C", file, "--max-auc", 0.6)
     assert "diffleak: limit must be at least 1; got 0" in refused(capsys, *given)
     assert "diffleak: --limit must be at least 1; got -3" in refused(capsys, *given, "--limit", -3)

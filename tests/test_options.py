@@ -255,6 +255,10 @@ def test_a_setting_may_have_two_long_names():
         assert build(QualityConfig, parsed(parser(QualityConfig, seen), seen, ["m", name, "d"])) == settings
     with pytest.raises(UserError, match=r"^real and reference are two names of one setting: give one of them$"):
         build(QualityConfig, {"model": "m", "real": "d", "reference": "e"})
+    for name in ("real", "reference"):
+        for value, said in ((True, "must not be true or false"), (3, "must be a valid string; got 3")):
+            with pytest.raises(UserError, match=f"^{name} {said}"):
+                build(QualityConfig, {"model": "m", name: value})
     assert "nonmembers" in {option.removeprefix("--") for option in parameters("lora")["held_out"].opts}
 
 

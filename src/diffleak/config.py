@@ -4,6 +4,7 @@ Each command has one pydantic model. Its field names are the config keys and, wi
 what `--help` says (`diffleak.options`).
 """
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ BASE = "base"  # as a reference: the audited model without its LoRAs and embeddi
 IN_PYTHON = "denoiser"  # what a model in memory is called
 NO_SETTINGS = ("json", "config")  # flags that no config file holds: how a call prints, and which file that is
 
+PATTERN = re.compile(r"[*?[]")  # in the name of several models, of which each is looked for later
 LONGEST_PATH = 200  # characters of a name in the message that nothing is there
 
 # pydantic's words, and ours
@@ -136,7 +138,7 @@ class ModelConfig(Config):
         given = [name for name, value in (of_loading | {"model_config": self.model_config_}).items() if value is not None]
         given += ["offload"] if self.offload else []
         given += ["compile"] if self.compile else []
-        given += ["fast"] if self.fast is not None else []
+        given += [] if self.fast is None else ["fast"] if self.fast else ["exact"]
         if self.model_from and given:
             raise ValueError(f"{flag(given[0])} is for a model that diffleak loads, and --model-from makes one: leave out one of them")
         return self
@@ -180,6 +182,7 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
 def build(kind: type[C], *layers: dict[str, Any]) -> C:
     """A `kind` from layers of settings, later ones winning, None meaning "not given"; raises one-line `UserError`s."""
     merged: dict[str, Any] = {}
+    names: dict[str, str] = {}  # by which the settings were given
     fields = settings_of(kind)
     again = {second[2:].replace("-", "_"): name for name in fields if (second := second_name(kind, name)) and _renames(kind, name)}
     for layer in layers:
@@ -187,13 +190,15 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         if twice := next((key for key in given if again.get(key) in given), None):
             raise UserError(f"{twice} and {again[twice]} are two names of one setting: give one of them")
         merged.update({again.get(key, key): value for key, value in given.items()})
+        names.update({again.get(key, key): key for key in given})
     for key in merged:
         if key not in fields:
             raise _unknown_key(kind, key)
     for key, value in merged.items():
         annotation = fields[key].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):  # pydantic reads true as 1
-            raise SettingError(key, f"must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes")
+            said = f"must not be true or false; got {value}: put a text that YAML reads so, such as yes, in quotes"
+            raise SettingError(key, said, names[key])
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, str | Path):
                 refuse_other_bytes(str(each))
@@ -209,7 +214,7 @@ def build(kind: type[C], *layers: dict[str, Any]) -> C:
         for theirs, ours in PLAINER:
             said = said.replace(theirs, ours, 1)
         said = f"{said if said.startswith('must ') or not key else f'is wrong: {said}'}{got}"
-        raise (SettingError(key, said) if key else UserError(said)) from None
+        raise (SettingError(key, said, names.get(key)) if key else UserError(said)) from None
 
 
 def _unknown_key(kind: type[Config], key: str) -> UserError:

@@ -32,13 +32,13 @@ class UserError(DiffleakError):
 class SettingError(UserError):
     """A setting has a wrong value: `said` is what must hold and what was given.
 
-    The message begins with the config key, which is the name in Python too; the command line puts the flag in its place
-    (`diffleak.options`).
+    The message begins with the config key, which is the name in Python too, or with the second name by which it was given; the command
+    line puts the flag in its place (`diffleak.options`).
     """
 
-    def __init__(self, key: str, said: str) -> None:
-        super().__init__(f"{key} {said}")
-        self.key, self.said = key, said
+    def __init__(self, key: str, said: str, name: str | None = None) -> None:
+        self.key, self.said, self.name = key, said, name or key
+        super().__init__(f"{self.name} {said}")
 
 
 class GateFailed(DiffleakError):

@@ -12,7 +12,6 @@ run, so that `diffleak --help` loads none.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -26,7 +25,6 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from diffleak.config import Config
 
-PATTERN = re.compile(r"[*?[]")  # in the name of several models, of which each is looked for later
 LAST = "Machine"  # the heading of the help that stands behind the others
 Command = Callable[..., None]
 File = Annotated[
@@ -75,7 +73,7 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         try:
             called(given, values)
         except SettingError as error:
-            of_file = given.get(error.key) is None and error.key in read_yaml(file)
+            of_file = given.get(error.key) is None and error.name in read_yaml(file)
             if of_file or error.key not in flags:
                 raise
             raise UserError(f"{error.key.upper() if error.key == kind.ARGUMENT else flag(error.key)} {error.said}") from None
@@ -98,7 +96,7 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
 
 def refuse_missing(settings: "Config") -> None:
     """Raises `UserError` for images and models that are not there, before torch is loaded, which takes seconds."""
-    from diffleak.config import BASE, flag, is_hub_id, no_model
+    from diffleak.config import BASE, PATTERN, flag, is_hub_id, no_model
     from diffleak.data.sources import refuse_no_data
 
     for key in settings.DATA.split():

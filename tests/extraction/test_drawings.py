@@ -189,7 +189,7 @@ def test_a_search_and_an_audit_that_share_drawings_go_on_with_smaller_forwards_w
     assert (read.record.costs.queries, read.record.costs.queries_read) == (0, 2 * n * EACH)
     assert read.record.costs.halved_to is None, "it drew nothing"
     np.testing.assert_array_equal(read.scores[0].statistic, audited.scores[0].statistic)
-    with pytest.raises(UserError, match="too little memory for a batch of one; take --dtype float16, --offload or a machine"):
+    with pytest.raises(UserError, match="too little memory for a batch of one; take --dtype float16 if it is float32 now, --offload if"):
         small(0).extract(sides)
 
 

@@ -231,9 +231,17 @@ def test_a_config_belongs_to_an_adapter_of_peft_by_its_weights_or_its_name(capsy
 
 def test_a_base_that_is_no_hub_id_is_a_path_also_where_it_is_relative():
     key = "adapter_config.json"
-    for path in ("./models/x", "out/my cat/final", "..\\x"):
+    for path in ("./models/x", "out/my cat/final", "..\\x", "out\\x", "D:x", "~ada/x", "out/x/"):
         assert by_kind({key: json.dumps({"base_model_name_or_path": path})}) == {"paths": (path,)}
-    for name in ("org/model-1.5", "model", None):
+    for name in (
+        "org/model-1.5",
+        "model",
+        None,
+        "https://huggingface.co/org/model",
+        "Stable Diffusion 1.5",
+        "my org/a model",
+        "s3://b/c/d",
+    ):
         assert "paths" not in by_kind({key: json.dumps({"base_model_name_or_path": name})})
 
 

@@ -170,5 +170,8 @@ def test_what_diffleak_does_to_models_that_it_loads_is_refused_beside_a_function
     for key in ("lora", "model_config"):
         with pytest.raises(UserError, match=f"--{key.replace('_', '-')} is for a model that diffleak loads, and --model-from makes one"):
             build(AuditConfig, {**sides, key: "x"})
+    for fast, typed in ((True, "--fast"), (False, "--exact")):
+        with pytest.raises(UserError, match=f"^{typed} is for a model that diffleak loads"):
+            build(AuditConfig, {**sides, "fast": fast})
     config = build(AuditConfig, {**sides, "model": "epoch-3.pt"})
     assert command_line(config, "audit") == "diffleak audit epoch-3.pt --model-from mine:f --members a --nonmembers b"

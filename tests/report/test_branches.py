@@ -21,7 +21,7 @@ from diffleak.records.evidence import Evidence
 from diffleak.records.extraction import ExtractionRecord
 from diffleak.records.inquiry import InquiryRecord
 from diffleak.records.lora import LoraRecord
-from diffleak.records.sweep import SweepRecord, read_sweep
+from diffleak.records.sweep import Point, SweepRecord, read_sweep
 from diffleak.report import to_html
 from diffleak.report import verdict as verdict_of_audit
 from diffleak.report.again import _pictures
@@ -169,6 +169,18 @@ def test_a_sweep_without_a_calibrate_part_speaks_of_no_test_part(two):
 def test_a_reversed_excess_of_a_checkpoint_speaks_of_the_reference(two, attack, check):
     points = (two.points[0].model_copy(update={"wrong_way": attack}), two.points[1])
     assert any(said.endswith(check) for said in sweep.judged(two.model_copy(update={"points": points})).sentences)
+
+
+def test_a_sweep_of_an_earlier_version_whose_shown_attack_works_reversed_is_no_leak_not_found(two):
+    def of(auc: Estimate, **known: Any) -> SweepRecord:
+        old = {name: getattr(two.points[1], name) for name in Point.model_fields if name != "wrong_way"}
+        points = (two.points[0].model_copy(update={"passed": True}), Point(**old | known | {"auc": auc, "passed": True}))
+        return two.model_copy(update={"points": points, "last_passing": "b"})
+
+    below, across = Estimate(value=0.3, low=0.2, high=0.4), Estimate(value=0.45, low=0.38, high=0.52)
+    assert sweep.judged(of(across)).level == "no-leak-found" == sweep.judged(of(below, wrong_way=None)).level
+    assert sweep.judged(of(below)).level == "undecided"
+    assert any("the wrong way round: sima at b." in said for said in sweep.judged(of(below)).sentences)
 
 
 # Comparisons

@@ -34,21 +34,21 @@ def test_glibc_takes_both_settings():
     assert library.mallopt(memory.M_TRIM_THRESHOLD, 2**31 - 1) == 1 == library.mallopt(memory.M_MMAP_THRESHOLD, memory.LARGEST)
 
 
-FOR_8 = "has too little memory for batches of 8; lower --batch-size, take --dtype float16"
+FOR_8 = "has too little memory for batches of 8; lower --batch-size, take --dtype float16 if it is float32 now"
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), f"the device {FOR_8}, --offload or a machine with more memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), f"the device {FOR_8}, --offload if it is off, or a machine with more memory"),
         (
             RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
-            f"the device {FOR_8}, --offload or a machine with more memory",
+            f"the device {FOR_8}, --offload if it is off, or a machine with more memory",
         ),
-        (MemoryError(), f"this machine {FOR_8} or a machine with more memory"),
+        (MemoryError(), f"this machine {FOR_8}, or a machine with more memory"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            f"this machine {FOR_8} or a machine with more memory",
+            f"this machine {FOR_8}, or a machine with more memory",
         ),
     ],
 )
@@ -71,5 +71,6 @@ def test_a_batch_that_cannot_be_smaller_is_not_to_be_lowered(halved):
     with pytest.raises(UserError) as caught, memory_message(8 if halved else 1):
         list(Room("images").each(8, 8, fail)) if halved else fail(None, None)
     assert str(caught.value) == (
-        "the device has too little memory for a batch of one; take --dtype float16, --offload or a machine with more memory"
+        "the device has too little memory for a batch of one; take --dtype float16 if it is float32 now, --offload if it is off, "
+        "or a machine with more memory"
     )

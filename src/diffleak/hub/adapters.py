@@ -31,14 +31,14 @@ from diffleak.hub.folders import LONGEST_PATH, PICKLES, file_of
 from diffleak.hub.layer_names import TEXT_ENCODERS
 from diffleak.hub.states import is_eighth, is_state, load_state
 from diffleak.hub.updates import LONGEST_NAME, header_settings, refuse_other_kinds, updates
-from diffleak.records.headers import ADAPTER_FILES, PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, peft_config
+from diffleak.records.headers import ADAPTER_FILES, ADAPTER_STEMS, PEFT_CONFIG, PEFT_PREFIX, peft_config
 from diffleak.records.plan import Adapter
 from diffleak.work.files import hash_file
 from diffleak.work.listed import split_named, strength_of
 from diffleak.work.reading import Unreadable, load_json
 from diffleak.work.remembered import hash_weights
 
-STATES = ("pytorch_lora_weights.bin", f"{PEFT_WEIGHTS}.bin")  # which are read where there are no ADAPTER_FILES
+STATES = tuple(f"{stem}.bin" for stem in ADAPTER_STEMS)  # which are read where there are no ADAPTER_FILES
 NAME = "diffleak"  # of the adapter, while it is loaded
 SETTINGS = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora")  # of peft, which decide the strength of a layer
 SECOND = (".lora_B.", ".lora_up.", ".lora.up.", "_lora.up.")  # B of B A, which is zero until it is trained

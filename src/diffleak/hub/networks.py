@@ -18,10 +18,9 @@ from diffleak.errors import UserError, shown
 from diffleak.hub.configs import read_json
 from diffleak.hub.folders import CONVERTED, LONGEST_PATH, NETWORKS, PICKLES, SECOND, check_files, pickle_message
 from diffleak.hub.weights import AVERAGE, EMA, NON_EMA, SAFE, Copy, Weights, chosen, copies, find, header
-from diffleak.records.headers import adapter_weight
+from diffleak.records.headers import ADAPTER_STEMS, adapter_weight
 from diffleak.work.reading import STATE_DICTS
 
-ADAPTER_FILES = ("pytorch_lora_weights", "adapter_model")
 WHOLE_KEYS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")  # of all of a model in one file
 ORIGINAL_KEYS = ("input_blocks.", "double_blocks.", "joint_blocks.", "single_blocks.")  # of a denoiser in the layout of its first code
 TO_FP32 = "zero_to_fp32.py"  # DeepSpeed leaves it in a checkpoint
@@ -96,7 +95,7 @@ def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]
             f"--network must hold a denoiser of MODEL's kind, a {own.name}/; {path} holds a {other_part}/: "
             "give the model that it was made for"
         )
-    elif any(Path(name).stem in ADAPTER_FILES for name in names):
+    elif any(Path(name).stem in ADAPTER_STEMS for name in names):
         raise UserError(f"--network must be a whole denoiser; {path} is a LoRA: use --lora {shlex.quote(str(path))}")
     elif chosen(copies(name for name in names if not any(fnmatch(name, each) for each in DEEPSPEED))) is None and (
         layout := _sharded_by_trainer(path)

@@ -37,7 +37,8 @@ WORDS: dict[Kind, tuple[str, str]] = {  # one of a kind, and several
 PRIVATE: tuple[Kind, ...] = ("captions", "names", "paths", "users", "comments", "images", "thumbnails")
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model"  # without its ending
-ADAPTER_FILES = ("pytorch_lora_weights.safetensors", f"{PEFT_WEIGHTS}.safetensors")  # of diffusers, and of peft, in a folder
+ADAPTER_STEMS = ("pytorch_lora_weights", PEFT_WEIGHTS)  # of the files of an adapter in a folder: of diffusers, and of peft
+ADAPTER_FILES = tuple(f"{stem}.safetensors" for stem in ADAPTER_STEMS)
 PEFT_PREFIX = "base_model.model."  # of the names of weights
 MOST_VALUES = 1000  # of a kind that are listed
 LONGEST_VALUE = 200  # characters of a value that is listed
@@ -57,7 +58,9 @@ COMMENT = re.compile(r"comment|(^|[._])notes?$")
 IMAGES = re.compile(r"(img|image)s?_?count|num_(train_|reg_|val\w*_)?images|(^|_)image_num")
 ID = re.compile(r"hash|session|uuid|sha256|md5|_at$|(^|[._])date($|_)|timestamp|(^|_)time$")
 USER = re.compile(r"(^|_)(user|user_?name|owner|creator|host|host_?name|machine|e_?mail)$|(^|[._])authors?$")
-HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # what else the value of a key that ends in name_or_path is, is a path
+RELATIVE = re.compile(
+    r"[.~/]|[A-Za-z]:(?!//|\s)|.*\\|(?![^/]*://)[^/]+/+[^/]+/"
+)  # starts of paths, where hub ids, URLs and names stand too
 STARTS = r"(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/]|/)"
 WHOLE_PATH = re.compile(r"(?:file://)?(?:(?:[A-Za-z]:[\\/]|\\\\\w|~[\\/])[^\n\"]*|/[^\n\"/]+/[^\n\"]*)")
 PATH = re.compile(
@@ -330,7 +333,7 @@ def _under(trail: Sequence[str], name: str) -> Sequence[str] | None:
 
 def _paths(text: str, name: str) -> list[str]:
     """The absolute paths in a text, by the name of its key also a relative one; what is a path as a whole may have blanks in it."""
-    local = name.endswith("name_or_path") and text.lower() not in NOTHING and not HUB_ID.fullmatch(text)
+    local = name.endswith("name_or_path") and RELATIVE.match(text)
     if local or WHOLE_PATH.fullmatch(text) or (PLACE.search(name) and re.match(STARTS, text)):
         return [text]
     return PATH.findall(text)

@@ -30,7 +30,10 @@ class Point(Record):
     tpr_at_1pct: RateAtFPR
     """TPR of that attack at 1 % false positives, a fraction in [0, 1]."""
     wrong_way: str | None = None
-    """Label of an attack whose scores clearly separate the sides against its direction; null where there is none."""
+    """Label of an attack whose scores clearly separate the sides against its direction; null where there is none.
+
+    Records of earlier versions lack it, though there may be one.
+    """
     difference: Difference | None
     """That attack minus the one of the checkpoint before, on the same images; null for the first checkpoint."""
     gates: tuple[Gate, ...]

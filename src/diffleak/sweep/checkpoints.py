@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffleak.auditing.config import AuditConfig
+from diffleak.config import PATTERN
 from diffleak.errors import WHY, UserError, listed, refusing, shown
 from diffleak.records.headers import ADAPTER_FILES as ADAPTERS
 from diffleak.records.headers import adapter_weight
@@ -24,7 +25,6 @@ from diffleak.work.listed import split_named, strength_of
 from diffleak.work.progress import say
 from diffleak.work.reading import PICKLES, STATE_DICTS, Unreadable, load_header, load_json
 
-PATTERN = re.compile(r"[*?[]")
 WEIGHTS = ".safetensors"
 ONE_FILE = (WEIGHTS, *PICKLES)  # of a model in one file
 KOHYA = re.compile(r"(.+)-(?:step)?(\d{6,})")

@@ -163,12 +163,9 @@ def gate(record: SweepRecord) -> None:
     if last.passed is not False:
         return
     failed = [sentence(each) for each in last.gates if not each.passed]
-    which, passing = "the checkpoint", ""
-    if len(record.points) > 1:
-        which = "the last checkpoint"
-        passing = f"; the last that passes is {record.last_passing}" if record.last_passing else "; no checkpoint passes"
-    fails = f"{which}, {last.name} (step {last.step:,}), fails {one_or_more(len(failed), 'check')}"
-    raise GateFailed("\n".join((f"{fails}{passing}", *failed)))
+    passing = f"the last that passes is {record.last_passing}" if record.last_passing else "no checkpoint passes"
+    fails = f"the last checkpoint, {last.name} (step {last.step:,}), fails {one_or_more(len(failed), 'check')}; {passing}"
+    raise GateFailed("\n".join((fails, *failed)))
 
 
 def _settings(config: AuditConfig, found: Checkpoints, each: Checkpoint, output: Path | None) -> AuditConfig:

@@ -57,7 +57,8 @@ def memory_message(batch_size: int, advice: str | None = None, smaller: bool = T
         if whose is None:
             raise
         one = batch_size == 1 or ALONE in getattr(error, "__notes__", ())
-        ways = ("lower --batch-size",) * (smaller and not one) + ("take --dtype float16",) + ("--offload",) * (whose == DEVICE)
-        advice = advice or f"{', '.join(ways)} or a machine with more memory"
+        ways = ("lower --batch-size",) * (smaller and not one) + ("take --dtype float16 if it is float32 now",)
+        ways += ("--offload if it is off",) * (whose == DEVICE)
+        advice = advice or f"{', '.join(ways)}, or a machine with more memory"
         batches = "a batch of one" if one else f"batches of {batch_size}"
         raise UserError(f"{whose} has too little memory for {batches}; {advice}") from None

@@ -7,7 +7,7 @@ from diffleak.records.digests import FILE as DIGESTS
 from diffleak.records.gate import Gated
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.records.variants import speaks_of
-from diffleak.report.judgement import EXCESS_TO_CHECK, TO_CHECK, Verdict
+from diffleak.report.judgement import EXCESS_TO_CHECK, TO_CHECK, Verdict, reversed_by
 from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabulated, figure, page_of, prose
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.audit.gates import checked, sentence
@@ -86,16 +86,23 @@ def judged(record: SweepRecord) -> Verdict:
     step = f", step {count(passing.step)}" if record.step_source else ""
     title = f"The {'one' if one else 'last'} checkpoint {'is ' if one else ''}within the limits: {visible(passing.name)}{step}"
     said = dict.fromkeys((_said(record, passing), *moves, chosen))
-    fine = passing is last and passing.wrong_way is None
+    fine = passing is last and _reversed(passing) is None
     return Verdict("no-leak-found" if fine else "undecided", title, tuple(said), passing.attack)
 
 
 def _wrong_way(points: Sequence[Point]) -> tuple[str, ...]:
     """The checkpoints at which an attack would work with its answers reversed, which a limit on the TPR does not count."""
-    by = {attack: [each.name for each in points if each.wrong_way == attack] for attack in (point.wrong_way for point in points) if attack}
+    by = {attack: [each.name for each in points if _reversed(each) == attack] for attack in map(_reversed, points) if attack}
     of = "; ".join(f"{visible(attack)} at {visible(', '.join(names))}" for attack, names in by.items())
     check = EXCESS_TO_CHECK if all(speaks_of(attack, "excess") for attack in by) else TO_CHECK
     return (f"Some scores separate the sides, but the wrong way round: {of}. {check}",) if by else ()
+
+
+def _reversed(point: Point) -> str | None:
+    """The attack of a checkpoint that would work reversed; a record of an earlier version has no more than the one that is shown."""
+    if "wrong_way" in point.model_fields_set:
+        return point.wrong_way
+    return point.attack if reversed_by(point.auc, 1) else None
 
 
 def _chosen_on(record: SweepRecord) -> str:
