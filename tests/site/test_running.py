@@ -48,7 +48,7 @@ HERE = {  # for what is not here: weights of encoders, and names that a table of
 }
 FOR_CAPTIONS = {"MODEL": "TEXT_MODEL", "MINE": "TRAIN"}  # in a command of a page on pixel models that draws for captions
 FOLLOWED = ("README.md", "docs/recipes/")  # pages whose commands are one way, from the first to the last
-TEXT = re.compile(r"\b(TEXT_MODEL|BASE|PICTURES|ADAPTER|out/)|--draws")
+TEXT = re.compile(r"\b(TEXT_MODEL|BASE|PICTURES|ADAPTER|PEFT|out/)|--draws")
 
 
 def units() -> dict[str, list[str]]:
