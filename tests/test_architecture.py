@@ -228,7 +228,7 @@ def undefined(*where: Path) -> tuple[list[tuple[str, tuple[int, int], str]], int
 
 
 def test_no_code_uses_a_name_that_is_defined_nowhere():
-    """The linters are told to let names pass, since those in jaxtyping's strings are dimensions; outside of strings none may."""
+    """The linters let names pass, since those in jaxtyping's strings are dimensions; outside of strings none may."""
     outside, dimensions = undefined(SOURCE, Path(__file__).parent)
     assert outside == [] and dimensions > 100
 
