@@ -20,6 +20,7 @@ from diffleak.comparison.swap import with_halves
 from diffleak.errors import InvalidAudit, UserError
 from diffleak.records.audit import Blind
 from diffleak.records.comparison import Comparison
+from diffleak.records.quality import Metric
 from diffleak.records.run_folder import read_samples
 from diffleak.report import print_page, to_html
 from diffleak.report.judgement import read_record
@@ -517,6 +518,23 @@ def test_quality_by_another_extractor_or_number_of_images_is_not_plotted_togethe
     record = compare(names(a, b))
     assert record.quality_metric is None and "not comparable" in record.quality_reason
     assert "not comparable" in to_html(comparison.page(record)) and "privacy-quality" not in to_html(comparison.page(record))
+
+
+def test_copy_rates_that_count_every_near_duplicate_are_told_from_those_that_count_each_once(runs, tmp_path):
+    a, b = copy(runs, tmp_path), copy(runs, tmp_path, "defended")
+    said = lambda: [line for line in compare(names(a, b)).warnings if "near-duplicates one by one" in line]
+    write_quality(a), write_quality(b)
+    assert said() == []
+    write_quality(a, unit="image")
+    (mixed,) = said()
+    assert mixed.startswith("undefended: copy rate and KID difference are of an earlier version")
+    assert "do not compare them with those of defended: repeat the quality command, which keeps the images drawn" in mixed
+    write_quality(b, unit="image")
+    (both,) = said()
+    assert both.startswith("undefended, defended: ") and "do not compare" not in both
+    for folder in (a, b):
+        write_quality(folder, unit="image", metrics=(Metric(name="kid", value=0.01),))
+    assert said() == [], "nothing that is compared counts otherwise"
 
 
 def test_quality_of_a_later_version_is_read_by_the_keys_that_a_comparison_shows(runs, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.commands import all_recorded, call, refused
+from fixtures.extraction import extraction_record
 from fixtures.reports import audit_of
 from fixtures.runs import gaussian, make_run, write_quality
 
@@ -21,7 +22,7 @@ from diffleak.gating.limits import gates
 from diffleak.records.audit import Blind, Gate
 from diffleak.records.base import Estimate
 from diffleak.records.digests import write_audit_digests
-from diffleak.records.gate import Gated, GateRecord
+from diffleak.records.gate import Gated, GateRecord, read_gate
 from diffleak.records.run_folder import read_audit
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.report.audited import Audited
@@ -174,6 +175,23 @@ def test_copies_are_those_of_quality_and_of_extraction_by_the_end_that_is_not_ex
     unknown = r"extract.json: copy rate is not estimable \(needs 100 held-out images\), so the limit of 0.04 cannot be confirmed"
     with pytest.raises(GateFailed, match=unknown):
         refuse(diffleak.gate(tmp_path, max_copies=0.04))
+
+
+@pytest.mark.parametrize("name", ["quality.json", "extract.json"])
+def test_a_copy_rate_that_counts_every_near_duplicate_is_checked_and_said_to(tmp_path, capsys, name):
+    write_quality(tmp_path)
+    (tmp_path / "extract.json").write_text(extraction_record().model_dump_json())
+    gate = ("gate", tmp_path, "--max-copies", "0.9")
+    assert call(capsys, *gate)[2] == "" and json.loads((tmp_path / "gate.json").read_text())["warnings"] == []
+    earlier = json.loads((tmp_path / name).read_text())
+    del earlier["unit" if name == "quality.json" else "distinct_members"]
+    (tmp_path / name).write_text(json.dumps(earlier))
+    code, _, err = call(capsys, *gate)
+    (warning,) = json.loads((tmp_path / "gate.json").read_text())["warnings"]
+    assert code == 0 and err == f"note: {warning}\n"
+    assert warning.startswith(f"{name}: cop") and "counted near-duplicates one by one" in warning and "repeat the" in warning
+    page = section(Audited(audit_of({"sima": 1.0}, 60)[0], gated=read_gate(tmp_path)))
+    assert page is not None and warning in str(page)
 
 
 @pytest.mark.parametrize("changes", [{"metrics": ()}, {"training": None}])

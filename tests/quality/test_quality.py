@@ -510,6 +510,7 @@ def test_near_duplicates_among_real_images_count_once_in_copies_and_in_the_kid_d
     once, again = measured
     for name in ("copy_rate", "kid_difference"):
         assert once.metric(name) == again.metric(name), name
+    assert {each.unit for each in measured} == {"cluster"}
     assert once.copies.threshold == again.copies.threshold and once.copies.chance == again.copies.chance
     assert once.metric("kid") != again.metric("kid") and not any("near-duplicate" in line for line in once.warnings)
     said = " / ".join(again.warnings)

@@ -66,6 +66,33 @@ def test_the_page_of_quality_shows_the_drawings_of_its_folder_again(tmp_path, ca
     assert "generated cannot be read" in refused(capsys, "report", tmp_path)
 
 
+def test_a_record_that_counts_every_near_duplicate_is_read_and_its_page_says_so(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    write_quality(tmp_path, images=64)
+    (tmp_path / "extract.json").write_text(extraction_record().model_dump_json())
+    Folder(tmp_path).save("generated/images-00000.npy", images)
+    said = "an earlier version, which counted near-duplicates one by one"
+    for now in (False, True):
+        code, out, err = call(capsys, "report", tmp_path)
+        assert code == 0 and [said in (tmp_path / page).read_text() for page in ("quality.html", "extract.html")] == [now, now], err
+        for name, marker in (("quality.json", "unit"), ("extract.json", "distinct_members")):
+            record = json.loads((tmp_path / name).read_text())
+            record.pop(marker, None)
+            (tmp_path / name).write_text(json.dumps(record))
+    assert out.replace("\n", " ").count("one by one") == 2
+
+
+def test_a_page_of_lora_by_pictures_of_an_earlier_version_says_that_each_counted(tmp_path, capsys):
+    folder = studied(tmp_path / "run", "lora-drawn")
+    record = json.loads((folder / "lora.json").read_text())
+    said = "an earlier version, which counted near-duplicates one by one"
+    for pictures in (None, record["pictures"]):
+        for row in record["checkpoints"]:
+            row["redrawn"]["pictures"] = pictures
+        write_recorded(folder, {"lora.json": json.dumps(record)})
+        assert call(capsys, "report", folder)[0] == 0 and (said in (folder / "lora.html").read_text()) is (pictures is None)
+
+
 def test_a_page_of_drawn_images_is_its_commands_to_write_where_these_are_gone(tmp_path, capsys):
     write_quality(tmp_path, images=70)
     said = refused(capsys, "report", tmp_path)

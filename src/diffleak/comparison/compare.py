@@ -34,6 +34,7 @@ from diffleak.records.comparison import (
 )
 from diffleak.records.digests import write_recorded
 from diffleak.records.gate import read_gate
+from diffleak.records.quality import counted_one_by_one
 from diffleak.records.run_folder import refuse_other_command
 from diffleak.records.variants import COMBINED
 from diffleak.report.judgement import allows_shift
@@ -333,6 +334,7 @@ def _warnings(
     if unused:
         found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
     found += _about_pairs(entries, compared)
+    found += _of_earlier_quality(compared)
     found += [f"{run.name}: {EARLIER_RATES}" for entry in entries for run in entry.runs if run.record.schema_version == 1]
     every = dict.fromkeys(a for entry in entries for run in entry.runs for a in run.attacks)
     left = [a for a in every if a not in attacks and not _as_before([run for entry in entries for run in entry.runs], a)]
@@ -360,6 +362,15 @@ def _warnings(
         if entry.worst.chosen_on == "repeated"
     ]
     return found
+
+
+def _of_earlier_quality(compared: Sequence[Entry]) -> list[str]:
+    """The warning on entries whose copies were counted otherwise than this version counts them; empty where there are none."""
+    measured = {entry.name: entry.quality for entry in compared if entry.quality}
+    new = [visible(name) for name, quality in measured.items() if quality.unit == "cluster"]
+    apart = f"; do not compare them with those of {', '.join(new)}" if new else ""
+    before = {name: said for name, each in measured.items() if (said := counted_one_by_one(each.unit, each.metrics, apart))}
+    return [f"{', '.join(map(visible, before))}: {next(iter(before.values()))}"] if before else []
 
 
 def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> list[str]:

@@ -25,12 +25,13 @@ from diffleak.records.base import Estimate, written
 from diffleak.records.comparison import FILE as COMPARE
 from diffleak.records.comparison import read_comparison
 from diffleak.records.extraction import FILE as EXTRACT
+from diffleak.records.extraction import counted_one_by_one as extracted_one_by_one
 from diffleak.records.gate import EPSILON, FILE, Bound, CheckedFile, Extracted, GateRecord, Measured, read_part
 from diffleak.records.inquiry import FILE as INQUIRY
 from diffleak.records.lora import AUDITS
 from diffleak.records.lora import FILE as LORA
 from diffleak.records.quality import FILE as QUALITY
-from diffleak.records.quality import read_quality
+from diffleak.records.quality import counted_one_by_one, read_quality
 from diffleak.records.run_folder import unfinished
 from diffleak.records.sweep import FILE as SWEEP
 from diffleak.records.sweep import read_sweep
@@ -38,6 +39,7 @@ from diffleak.report.judgement import read_record
 from diffleak.report.sections.audit.gates import outcome
 from diffleak.report.written import refresh_report
 from diffleak.work.files import hash_file
+from diffleak.work.progress import say
 
 AUDIT = "audit.json"
 ORDER = (*LIMITS, "max_copies", "max_epsilon")
@@ -55,6 +57,14 @@ class Found(NamedTuple):
     files: tuple[Path, ...]
     last_passing: str | None = None
     fingerprint: str | None = None
+
+
+class Beside(NamedTuple):
+    """The check of a file that lies beside what was audited, and what a reader must know of its number."""
+
+    check: Gate
+    path: Path
+    warning: str | None = None
 
 
 def gate(run: str | Path, **limits: Any) -> GateRecord:
@@ -84,8 +94,11 @@ def check_folder(config: GateConfig) -> GateRecord:
     digests.refuse_edited(folder, but=(FILE,))
     found = _attacks(folder, config)
     beside = [*_copies(folder, config, found.fingerprint), *_epsilon(folder, config, found.fingerprint)]
-    checks = (*found.checks, *(each for each, _ in beside))
-    files = (*found.files, *(path for _, path in beside))
+    checks = (*found.checks, *(each.check for each in beside))
+    files = (*found.files, *(each.path for each in beside))
+    warnings = tuple(f"{each.path.name}: {each.warning}" for each in beside if each.warning)
+    for said in warnings:
+        say(f"note: {said}")
     record = GateRecord(
         **written(command_line(config, "gate")),
         met=all(each.passed for each in checks),
@@ -93,6 +106,7 @@ def check_folder(config: GateConfig) -> GateRecord:
         checks=checks,
         last_passing=found.last_passing,
         files=tuple(CheckedFile(file=path.relative_to(folder).as_posix(), sha256=hash_file(path)) for path in files),
+        warnings=warnings,
     )
     digests.write_recorded(folder, {FILE: record.model_dump_json(indent=2)})
     refresh_report(folder)
@@ -183,20 +197,20 @@ def _comparison(folder: Path, config: GateConfig) -> Found:
 # what lies beside them
 
 
-def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
+def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[Beside]:
     if config.max_copies is None:
         return
-    found, unmeasured = list[tuple[Estimate, Path]](), (folder / QUALITY).is_file()
+    found, unmeasured = list[tuple[Estimate, Path, str | None]](), (folder / QUALITY).is_file()
     if unmeasured:
         path = folder / QUALITY
         measured = read_quality(path, Measured)
         _refuse_other_model(path, measured.model_fingerprint, model)
         rate = next((metric for metric in measured.metrics if metric.name == "copy_rate" and measured.training), None)
-        found += [(rate, path)] if rate else []
+        found += [(rate, path, counted_one_by_one(measured.unit, measured.metrics))] if rate else []
     if (path := folder / EXTRACT).is_file():
         extracted = read_part(path, Extracted, "extract")
         _refuse_other_model(path, extracted.model_fingerprint, model)
-        found.append((extracted.copy_rate, path))
+        found.append((extracted.copy_rate, path, extracted_one_by_one(extracted.distinct_members, extracted.copy_rate)))
     if not found and unmeasured:
         raise UserError(
             f"--max-copies needs a copy rate, and {folder / QUALITY} has none, since it was measured without training images: "
@@ -208,14 +222,12 @@ def _copies(folder: Path, config: GateConfig, model: str | None) -> Iterator[tup
             f"--max-copies needs a {QUALITY} or an {EXTRACT}; {folder} has neither: {MADE_BY['max_copies']} {quote(str(folder))} makes the "
             "second"
         )
-    for share, path in found:
-        yield (
-            judged("max_copies", path.name, "copy rate", config.max_copies, share.high, share.reason if share.high is None else None),
-            path,
-        )
+    for share, path, warning in found:
+        reason = share.reason if share.high is None else None
+        yield Beside(judged("max_copies", path.name, "copy rate", config.max_copies, share.high, reason), path, warning)
 
 
-def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tuple[Gate, Path]]:
+def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[Beside]:
     if config.max_epsilon is None:
         return
     path = folder / EPSILON
@@ -225,7 +237,7 @@ def _epsilon(folder: Path, config: GateConfig, model: str | None) -> Iterator[tu
     bound = read_part(path, Bound, "epsilon")
     _refuse_other_model(path, bound.model_fingerprint, model)
     quantity = "epsilon" if bound.delta is None else f"epsilon (delta {bound.delta:g})"
-    yield judged("max_epsilon", path.name, quantity, config.max_epsilon, bound.epsilon, bound.reason), path
+    yield Beside(judged("max_epsilon", path.name, quantity, config.max_epsilon, bound.epsilon, bound.reason), path)
 
 
 def _refuse_alone(folder: Path, needs: str, records: Sequence[str]) -> None:

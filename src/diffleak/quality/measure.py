@@ -234,6 +234,7 @@ def _record(
         training=training.described if training else None,
         metrics=metrics,
         copies=found,
+        unit="cluster",
         scores=SCORES if config.scores else None,
         warnings=warnings,
         environment=environment(target, config.threads or side_by_side(target), config.seed, reference.fingerprint),

@@ -13,6 +13,7 @@ from diffleak.errors import one_or_more
 from diffleak.records.audit import Blind, RateAtFPR
 from diffleak.records.base import Estimate, Record, Written, read_json
 from diffleak.records.quality import ImageSet, Metric
+from diffleak.records.quality import Unit as QualityUnit
 from diffleak.records.scores import Unit
 
 COMPARISON_SCHEMA_VERSION: Literal[2] = 2  # 1: rates as in schema version 1 of audit.json
@@ -117,6 +118,9 @@ class Quality(Record):
     """Real images that the generated ones are compared with."""
     metrics: tuple[Metric, ...]
     """Each statistic with its interval."""
+    unit: QualityUnit = "image"
+    """What the copy rate and the KID difference count: "cluster", near-duplicates of real images once; "image", each of them, as in records
+    of earlier versions."""
 
     @property
     def setting(self) -> tuple[str, int, str, str]:

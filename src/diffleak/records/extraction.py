@@ -11,7 +11,7 @@ from diffleak.records.audit import Membership
 from diffleak.records.base import Estimate, Record, read_json
 from diffleak.records.images import Alpha, Exif, Tally
 from diffleak.records.plan import Environment, OfDrawings
-from diffleak.records.quality import ImageSet
+from diffleak.records.quality import ONE_BY_ONE, ImageSet
 
 FILE = "extract.json"
 PAGE = "extract.html"
@@ -159,5 +159,17 @@ class ExtractionRecord(OfDrawings):
 
 
 def read_extraction(path: Path) -> ExtractionRecord:
-    """The record in an extract.json; raises `UserError` for a file that holds none."""
-    return read_json(path, ExtractionRecord, must="must be an extract.json as `diffleak extract` writes it", advice="repeat that command")
+    """The record in an extract.json, with a warning where an earlier version counted otherwise.
+
+    Raises `UserError` for a file that holds none.
+    """
+    record = read_json(path, ExtractionRecord, must="must be an extract.json as `diffleak extract` writes it", advice="repeat that command")
+    said = counted_one_by_one(record.distinct_members, record.copy_rate)
+    return record.model_copy(update={"warnings": (*record.warnings, said)}) if said else record
+
+
+def counted_one_by_one(distinct_members: int | None, copy_rate: Estimate) -> str | None:
+    """Says that copies count each near-duplicate, and how to count them anew; None where they do not, or are not counted."""
+    if distinct_members is not None or copy_rate.value is None:
+        return None
+    return f"copy rates and their probability by chance are {ONE_BY_ONE}: repeat the extract command with another -o"

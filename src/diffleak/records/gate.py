@@ -43,6 +43,8 @@ class GateRecord(Written):
     """Of a sweep, name of the last checkpoint that meets every limit; null where none does, and for other folders."""
     files: tuple[CheckedFile, ...]
     """Files that were read, with their hashes."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must know of the numbers in these files, a sentence each."""
 
 
 class Gated(NamedTuple):
@@ -75,6 +77,8 @@ class Extracted(Record):
     """Share of the members that were given back, a fraction in [0, 1]."""
     model_fingerprint: str | None = None
     """Hash of the model's weights and settings; null where the file does not say it."""
+    distinct_members: int | None = None
+    """Number of members that the rate is of, near-duplicates counted once; null in files of earlier versions, where each counted."""
 
 
 class Bound(Record):

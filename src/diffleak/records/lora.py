@@ -6,6 +6,7 @@ from typing import Literal
 from diffleak.records.audit import Gate, RateAtFPR
 from diffleak.records.base import Configured, Estimate, Record, read_json
 from diffleak.records.headers import GivenAway
+from diffleak.records.quality import ONE_BY_ONE
 
 FILE = "lora.json"
 PAGE = "lora.html"
@@ -102,5 +103,9 @@ class LoraRecord(Configured):
 
 
 def read_lora(folder: Path) -> LoraRecord:
-    """The record in a folder; raises `UserError` for a damaged one."""
-    return read_json(folder / FILE, LoraRecord, advice="repeat its command, which writes it again")
+    """The record in a folder, with a warning where an earlier version counted otherwise; raises `UserError` for a damaged one."""
+    record = read_json(folder / FILE, LoraRecord, advice="repeat its command, which writes it again")
+    if all(each.redrawn is None or each.redrawn.pictures is not None for each in record.checkpoints):
+        return record
+    said = f"numbers of pictures that an adapter draws nearer, and answers by them, are {ONE_BY_ONE}: repeat the command with another -o"
+    return record.model_copy(update={"warnings": (*record.warnings, said)})

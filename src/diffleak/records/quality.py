@@ -4,6 +4,7 @@ Field names are the keys of quality.json; changing one needs a step of its versi
 cannot be estimated is null, with the reason beside it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,10 +17,12 @@ from diffleak.records.plan import Environment, OfDrawings
 
 FILE, PAGE = "quality.json", "quality.html"
 DRAWN = "generated"  # the folder beside them of the images that were drawn
+ONE_BY_ONE = "of an earlier version, which counted near-duplicates one by one, and may be wrong where there are any"  # so are numbers
 
 R = TypeVar("R", bound=Record)
 
 MetricName = Literal["frechet", "kid", "inception_score", "precision", "recall", "copy_rate", "clip_score", "kid_difference"]
+Unit = Literal["image", "cluster"]
 
 
 class Metric(Estimate):
@@ -137,6 +140,9 @@ class QualityRecord(OfDrawings):
     """Each statistic with its interval."""
     copies: Copies | None
     """How similar generated images are to training images; null without those."""
+    unit: Unit = "image"
+    """What the copy rate and the KID difference count: "cluster", near-duplicates of real images once; "image", each of them, as in records
+    of earlier versions."""
     scores: str | None
     """Name of the file of membership scores by nearest generated image; null without --scores."""
     warnings: tuple[str, ...]
@@ -168,3 +174,20 @@ class QualityRecord(OfDrawings):
 def read_quality(path: Path, kind: type[R]) -> R:
     """The record in a quality.json of any name, or the part of it that `kind` has; raises `UserError` for a file that holds none."""
     return read_json(path, kind, "the quality file ", "must be a quality.json as `diffleak quality` writes it", "repeat that command")
+
+
+def read_record(path: Path) -> QualityRecord:
+    """The whole record, with a warning where an earlier version counted otherwise; raises `UserError` for a file that holds none."""
+    record = read_quality(path, QualityRecord)
+    said = counted_one_by_one(record.unit, record.metrics)
+    return record.model_copy(update={"warnings": (*record.warnings, said)}) if said else record
+
+
+def counted_one_by_one(unit: Unit, metrics: Sequence[Metric], beside: str = "") -> str | None:
+    """Says that copies and the KID difference count each near-duplicate, and how to measure them anew; None where nothing does.
+
+    beside: what else is to be said of these numbers.
+    """
+    if unit != "image" or not any(m.value is not None for m in metrics if m.name in ("copy_rate", "kid_difference")):
+        return None
+    return f"copy rate and KID difference are {ONE_BY_ONE}{beside}: repeat the quality command, which keeps the images drawn"

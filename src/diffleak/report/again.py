@@ -120,7 +120,7 @@ KINDS = {
         comparison.PAGE,
     ),
     check.FILE: Kind(check.read_check, _of_record(check_page.page), check.PAGE),
-    quality.FILE: Kind(lambda folder: quality.read_quality(folder / quality.FILE, quality.QualityRecord), _quality, quality.PAGE),
+    quality.FILE: Kind(lambda folder: quality.read_record(folder / quality.FILE), _quality, quality.PAGE),
     prompts.FILE: Kind(prompts.read_prompts, _prompts, prompts.PAGE),
 }
 FORMS = ("html", "markdown", "pdf")

@@ -44,8 +44,9 @@ def _made(gates: Sequence[Gate], gated: Gated | None) -> Section | None:
     met += EXCESS if any(gate.limit == "max_auc" and speaks_of(gate.attack, "excess") for gate in gates) else ""
     by = f" Checked by diffleak gate: {moment(gated.record.created)}." if gated else ""
     passing = gated.record.last_passing if gated else None
+    noted = "".join(f" {visible(warning)}." for warning in gated.record.warnings) if gated else ""
     last = f" The last checkpoint that passes: {visible(passing)}." if passing else ""
-    blocks = (prose(met + by + last), Sentences(tuple(map(sentence, gates)), marks))
+    blocks = (prose(met + by + last + noted), Sentences(tuple(map(sentence, gates)), marks))
     return Section("gates", _title(gates), blocks, "Limits set", _title(gates), "checks") if gates else None
 
 
