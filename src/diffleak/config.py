@@ -57,7 +57,8 @@ class Config(BaseModel):
     ARGUMENT, the setting that is given without a flag, and INSTEAD, the one that may take its place; NO_FLAG, settings of the config file
     and of Python alone; HELP, other words for inherited settings; FOLLOW, settings that follow each other in `--help` though they are not
     declared one after the other; LEAST, the least values that `--help` shows; PANELS, the settings under each heading of `--help`;
-    DATA and MODELS, the settings that must name images, and models, that are there.
+    DATA and MODELS, the settings that must name images, and models, that are there; PLANNED, what messages call what its plans have of
+    their own.
     """
 
     ARGUMENT: ClassVar[str | None] = None
@@ -69,6 +70,7 @@ class Config(BaseModel):
     PANELS: ClassVar[dict[str, str]] = {}
     DATA: ClassVar[str] = ""
     MODELS: ClassVar[str] = ""
+    PLANNED: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -246,6 +248,11 @@ def settings_of(kind: type[Config]) -> dict[str, FieldInfo]:
 def flag(key: str) -> str:
     """The long flag of a setting."""
     return "--" + key.replace("_", "-")
+
+
+def names_of(kind: type[Config]) -> dict[str, str]:
+    """What messages call the keys of a command's plan: the flags of its settings, and PLANNED."""
+    return {key: flag(key) for key in settings_of(kind) if key not in kind.NO_FLAG} | kind.PLANNED
 
 
 def second_name(kind: type[Config], key: str) -> str | None:

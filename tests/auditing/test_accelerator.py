@@ -172,7 +172,7 @@ def test_a_compiled_network_is_recorded_and_another_run_does_not_go_on_with_its_
     assert (of(prepared), of(plain_plan)) == ((("compiled",),) * 2, (None, None))
     ratio = compiled.scores[0][0].statistic / plain.scores[0][0].statistic
     np.testing.assert_allclose(ratio, 1.01**4, rtol=1e-5)  # the sum of the fourth powers of an answer
-    with pytest.raises(UserError, match=r"faster was .*compiled.*, now None"):
+    with pytest.raises(UserError, match=r"choice of --exact and --compile was .*compiled.*, now none"):
         scored(model, tmp_path / "run", attacks="sima")
     assert read_plan(tmp_path / "run").faster == ("compiled",)
 

@@ -259,7 +259,7 @@ def test_a_folder_of_before_is_refused_in_one_line_or_resumes_with_sweep_all(tmp
     for name in ("sweep", "faster", "estimator", "singular_values"):
         del plan[name]  # as before there was one
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=r"belongs to another plan \(sweep was all, now calibrate\)"):
+    with pytest.raises(UserError, match=r"belongs to another plan \(--sweep was all, now calibrate\)"):
         diffleak.audit(blurred(), **few)
     before = hashlib.sha256(json.dumps(plan, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
     files = chunk_files(tmp_path)

@@ -130,7 +130,7 @@ def test_a_folder_whose_influence_was_estimated_otherwise_is_refused_and_one_wit
         assert plan.pop("estimator") == ("filtered" if mask else None)
         (output / "plan.json").write_text(json.dumps(plan))
         if mask:
-            with pytest.raises(UserError, match=r"belongs to another plan \(estimator was None, now filtered\); use another -o"):
+            with pytest.raises(UserError, match=r"another plan \(estimator of influence was none, now filtered\); use another -o"):
                 run(**given)
         else:
             assert run(**given).scores[0].statistic.shape == (90, 2)
@@ -146,7 +146,7 @@ def test_a_folder_whose_distortion_was_found_otherwise_is_refused(latent_folder,
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan.pop("singular_values") == "krylov"  # as versions without wrote it
     (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=r"belongs to another plan \(singular_values was None, now krylov\); use another -o"):
+    with pytest.raises(UserError, match=r"belongs to another plan \(method of singular values was none, now krylov\); use another -o"):
         auditing.measure(auditing.prepare(config), tmp_path / "out", log=lambda line: None)
 
 

@@ -232,7 +232,7 @@ def test_an_interrupted_audit_with_a_reference_resumes_to_the_same_scores(pair, 
 
 def test_another_reference_is_another_plan(pair, images, tmp_path):
     run(**settings(pair[0], images, tmp_path / "run", reference=str(pair[1])))
-    with pytest.raises(UserError, match=r"belongs to another plan .*reference was .*now None"):
+    with pytest.raises(UserError, match=r"belongs to another plan .*reference was .*now none"):
         run(**settings(pair[0], images, tmp_path / "run"))
 
 

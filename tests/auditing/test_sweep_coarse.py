@@ -266,4 +266,4 @@ def test_the_plan_says_what_is_scored_and_another_sweep_is_another_plan(tmp_path
     page = (tmp_path / "run" / "report.html").read_text()
     assert "the calibrate part at every second timestep, and those beside the best ones" in page
     code, _, said = call(capsys, *given)
-    assert code == 2 and "belongs to another plan (sweep was coarse, now calibrate)" in said
+    assert code == 2 and "belongs to another plan (--sweep was coarse, now calibrate)" in said

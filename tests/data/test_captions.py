@@ -410,9 +410,9 @@ def test_a_run_folder_belongs_to_one_choice_and_one_set_of_captions(tmp_path):
     )
     audit()
     audit(captions="own")
-    with pytest.raises(UserError, match=r"belongs to another plan \(data_fingerprint was .*captions was own, now fixed:image 5"):
+    with pytest.raises(UserError, match=r"belongs to another plan \(another set of images; --captions was own, now fixed:image 5"):
         audit(captions="fixed:image 5")
-    with pytest.raises(UserError, match=r"belongs to another plan \(data_fingerprint"):
+    with pytest.raises(UserError, match=r"belongs to another plan \(another set of images"):
         audit(patterned(MEMBERS.ids, [f"image 0{i}" for i in MEMBERS.ids]))
 
 

@@ -554,7 +554,7 @@ def test_a_plan_names_the_choice_even_where_it_changes_no_pixel(tmp_path, model_
     model, sides = model_folder(in_channels=3, out_channels=3), (pictures(12, 8, 8), pictures(12, 8, 8, seed=1))
     auditing.audit(model, members=sides[0], nonmembers=sides[1], output=tmp_path / "run", **SETTINGS)
     said = refusal(lambda: auditing.audit(model, members=sides[0], nonmembers=sides[1], output=tmp_path / "run", alpha="white", **SETTINGS))
-    assert "alpha was drop, now white" in said
+    assert "--alpha was drop, now white" in said
 
 
 def test_the_pictures_in_the_report_are_upright_and_without_alpha(tmp_path, photos, model_folder):
@@ -595,7 +595,7 @@ def test_training_reads_the_same_pixels_and_records_the_choice_and_the_counts(tm
     assert (record["exif"], record["alpha"], record["white"], record["images"]["turned"]) == ("apply", "drop", None, 3)
     (photos[0] / ".y.png").write_bytes(b"x")  # what is left out may change between a run and its resumption
     train(config.model_copy(update={"steps": 2}))
-    assert "exif was 'apply', now 'ignore'" in refusal(lambda: train(training(photos[0], tmp_path / "m", exif="ignore")))
+    assert "--exif was apply, now ignore" in refusal(lambda: train(training(photos[0], tmp_path / "m", exif="ignore")))
 
 
 def test_an_audit_that_reads_images_in_another_way_than_training_did_is_refused(tmp_path, photos, model_folder):
@@ -640,7 +640,7 @@ def test_a_run_of_version_0_1_is_not_extended_under_another_reading(tmp_path, ph
     record = json.loads((folder / "train.json").read_text())
     older = {key: value for key, value in record.items() if key not in ("exif", "alpha", "white", "images", "data_path")}
     (folder / "train.json").write_text(json.dumps(older))
-    assert "exif was 'ignore', now 'apply'" in refusal(lambda: train(training(photos[0], tmp_path / "m")))
+    assert "--exif was ignore, now apply" in refusal(lambda: train(training(photos[0], tmp_path / "m")))
     (folder / "train.json").write_text(json.dumps({key: value for key, value in older.items() if key != "classes"}))
     assert train(training(photos[0], tmp_path / "m", exif="ignore")) == folder, "no image of this side is transparent"
 

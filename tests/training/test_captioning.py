@@ -155,7 +155,7 @@ def test_images_are_prepared_as_the_processor_of_transformers_does(data, blip):
 
 def test_another_plan_and_a_file_from_elsewhere_are_refused(data, blip, tmp_path):
     file = caption(data, blip, tmp_path / "c.jsonl", limit=1)
-    with pytest.raises(UserError, match=r"c.jsonl holds other captions \(n was 3, now 2\); choose another -o"):
+    with pytest.raises(UserError, match=r"c.jsonl holds other captions \(--n was 3, now 2\); choose another -o"):
         caption(data, blip, file, n=2)
     (tmp_path / "mine.jsonl").write_text("")
     with pytest.raises(UserError, match=r"mine.jsonl was not written by this command; choose another -o"):

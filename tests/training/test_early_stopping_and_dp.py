@@ -188,7 +188,7 @@ def test_settings_of_early_stopping_that_cannot_be_had_are_one_line(data, tmp_pa
         with pytest.raises(UserError, match=message):
             diffleak.train(config(data, out, **change))
     diffleak.train(config(data, out, validation=0.2, steps=2))
-    with pytest.raises(UserError, match="checkpoint_every was 2, now 3"):
+    with pytest.raises(UserError, match="--checkpoint-every was 2, now 3"):
         diffleak.train(config(data, out, validation=0.2, steps=2, checkpoint_every=3))
 
 
@@ -421,14 +421,14 @@ def test_other_defences_take_neither(data, tmp_path, change, which):
 
 def test_more_steps_than_epsilon_was_planned_for_are_refused(data, tmp_path):
     folder = diffleak.train(config(data, tmp_path / "model", dp_epsilon=4.0, dp_delta=1e-3, steps=2))
-    with pytest.raises(UserError, match="steps was 2, now 3"):
+    with pytest.raises(UserError, match="--steps was 2, now 3"):
         diffleak.train(config(data, folder, dp_epsilon=4.0, dp_delta=1e-3, steps=3))
 
 
 def test_another_number_of_images_is_another_run(data, tmp_path):
     folder = diffleak.train(config(data, tmp_path / "model", **NOISY, steps=1))
     np.save(data, IMAGES[:20])
-    with pytest.raises(UserError, match=r"holds another training run \((privacy|members) was"):
+    with pytest.raises(UserError, match=r"holds another training run \(.*(DP-SGD|another set of members)"):
         diffleak.train(config(data, folder, **NOISY, steps=2))
 
 

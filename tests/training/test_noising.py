@@ -137,7 +137,7 @@ def test_the_timesteps_decide_the_model_and_another_choice_does_not_resume_it(da
     del record["timesteps"]  # as earlier versions wrote it
     (folders[0] / "train.json").write_text(json.dumps(record))
     diffleak.train(config(data, folders[0]))
-    with pytest.raises(UserError, match=r"holds another training run \(timesteps was 'uniform', now 'u-shaped'\)"):
+    with pytest.raises(UserError, match=r"holds another training run \(--timesteps was uniform, now u-shaped\)"):
         diffleak.train(config(data, folders[0], timesteps="u-shaped"))
 
 

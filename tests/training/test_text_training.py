@@ -351,7 +351,7 @@ def test_training_with_other_captions_is_another_run(bases, data, tmp_path):
     folder = diffleak.train(settings(data, tmp_path / "model", bases(), captions=str(file), steps=1))
     ids = list(TEXTS)
     captions_file(file, {name: TEXTS[ids[(k + 1) % N]] for k, name in enumerate(ids)})
-    with pytest.raises(UserError, match=r"holds another training run \(texts was"):
+    with pytest.raises(UserError, match=r"holds another training run \(another set of captions"):
         diffleak.train(settings(data, folder, bases(), captions=str(file), steps=2))
 
 

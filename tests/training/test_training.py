@@ -137,7 +137,7 @@ def test_the_loss_target_is_that_of_the_prediction_type(prediction_type):
 
 def test_another_run_in_the_same_folder_is_refused(data, tmp_path):
     diffleak.train(config(data, tmp_path / "model"))
-    with pytest.raises(UserError, match=r"holds another training run \(seed was 0, now 1\)"):
+    with pytest.raises(UserError, match=r"holds another training run \(--seed was 0, now 1\)"):
         diffleak.train(config(data, tmp_path / "model", seed=1))
 
 
@@ -565,7 +565,7 @@ def test_grey_images_are_refused_by_an_autoencoder_of_colours_unless_they_are_co
 
 def test_an_autoencoder_folder_is_not_overwritten_by_a_denoiser(trained, digits_file):
     _, autoencoder = trained
-    with pytest.raises(UserError, match=r"holds another training run \(kind was '(vae|vq)', now 'denoiser'"):
+    with pytest.raises(UserError, match=r"holds another training run \(kind of model was (vae|vq), now denoiser"):
         diffleak.train(config(digits_file, autoencoder, autoencoder=autoencoder))
 
 

@@ -1,15 +1,23 @@
 """A folder of long work: one plan owns it, chunks are dealt and done once, and an interruption changes nothing."""
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diffleak.auditing.config import AuditConfig, GeometryConfig
+from diffleak.config import names_of
 from diffleak.errors import UserError
-from diffleak.work.folder import PLAN, Folder, cut, deal, in_chunks, refuse_changes, row_on_disk, spelled
+from diffleak.inquiry.config import InquireConfig
+from diffleak.options import with_options
+from diffleak.records.plan import Plan
+from diffleak.training.config import CaptionConfig, TrainConfig
+from diffleak.work.folder import PLAN, Change, Folder, cut, deal, in_chunks, named, refuse_changes, row_on_disk, spelled
 
 SEED = {"seed": 0, "size": None}
 WORK = {"bar": "working", "unit": "rows", "batch_size": 1}
@@ -38,11 +46,35 @@ def test_another_plan_is_refused_with_what_differs_in_the_order_of_its_keys(tmp_
     now = {"model": "there", "c": [3], "b": "y", "a": 1, "new": None, "d": 4}
     with pytest.raises(UserError) as caught:
         Folder(tmp_path).claim(now, other, free={"model"})
-    assert str(caught.value) == f"another plan: c was [2], now [3], b was '{'x' * 58}…, now 'y', d was None, now 4"
+    assert str(caught.value) == f"another plan: c was 2, now 3; b was {'x' * 59}…, now y; d was none, now 4"
     assert not Folder(tmp_path).claim({**before, "model": "there"}, other, free={"model"})
     assert not Folder(tmp_path).claim({"a": 1, "new": None}, other), "a key that an earlier version did not write was null"
     assert json.loads((tmp_path / PLAN).read_text()) == before, "a refused claim changes nothing"
     refuse_changes({}, {"a": None}, other)
+
+
+def test_every_key_of_a_plan_is_named_by_its_flag_or_in_words():
+    plans = ((AuditConfig, Plan), (GeometryConfig, Plan), (InquireConfig, Plan), (TrainConfig, TrainConfig), (CaptionConfig, CaptionConfig))
+    for kind, plan in plans:
+        parameters = signature(with_options(lambda settings: None, kind)).parameters
+        options = {f"--{key.replace('_', '-')}" for key in parameters}
+        for key in (*plan.model_fields, *kind.PLANNED):
+            name = named(key.removesuffix("_"), names_of(kind))
+            assert name in options or not re.search("_|fingerprint|^--", name) or name in kind.PLANNED.values(), (kind.__name__, key, name)
+    told = {key: named(key, names_of(AuditConfig)) for key in ("data_fingerprint", "n_members", "masks", "batch_size", "model")}
+    assert [*told.values()] == ["set of images", "number of members", "--mask", "--batch-size", "MODEL"]
+    assert named("sweep", names_of(InquireConfig)) == "sweep" and named("members", names_of(InquireConfig)) == "set of images in question"
+
+
+def test_changes_are_told_in_a_persons_words():
+    changed = [
+        Change("resize", False, True),
+        Change("attacks", {"sima_mc(m=4)": {"m": 4, "timesteps": [10, 20]}}, {"sima_mc(m=4)": {"m": 4, "timesteps": [10]}}),
+        Change("data_fingerprint", f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"),
+    ]
+    said = spelled(changed, names_of(AuditConfig))
+    assert said == "--resize was off, now on; timesteps of sima_mc(m=4) of --attacks was 10, 20, now 10; another set of images"
+    assert spelled([Change("masks", [], ["auto"])], names_of(AuditConfig)) == "--mask was none, now auto"
 
 
 @pytest.mark.parametrize(("content", "why"), [("{", "Expecting"), ("[]", "it holds a list"), ("\udc80", "not UTF-8")])

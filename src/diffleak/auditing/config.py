@@ -40,6 +40,26 @@ class AuditConfig(ModelConfig, DataConfig):
         "anonymous anonymous_key",
     }
     MODELS = "model reference"
+    PLANNED = {
+        "model": "MODEL",
+        "members": "set of members",
+        "nonmembers": "set of held-out images",
+        "n_members": "number of members",
+        "n_nonmembers": "number of held-out images",
+        "masks": "--mask",
+        "classes": "number of classes",
+        "captions_found": "number of images with a caption",
+        "captions_truncated": "number of captions that are cut",
+        "reference_fingerprint": "reference model",
+        "anonymous": "key of the ids",
+        "labels": "source of the classes",
+        "label_names": "names of the classes",
+        "model_code": "code of --model-from",
+        "units": "choice of images that count together",
+        "estimator": "estimator of influence",
+        "singular_values": "method of singular values",
+        "faster": "choice of --exact and --compile",
+    }
     COMMAND: ClassVar[str] = "audit"
     RECORD: ClassVar[str] = "audit.json"
 

@@ -31,7 +31,7 @@ from diffleak.auditing.plan import Prepared, prepare
 from diffleak.auditing.results import write_results
 from diffleak.auditing.shared import Shared
 from diffleak.auditing.warnings import about_equal_scores, about_memory, about_names, about_release, about_sides, captions_line, warnings_of
-from diffleak.config import IN_PYTHON, build, command_line
+from diffleak.config import IN_PYTHON, build, command_line, names_of
 from diffleak.data.cohort import IN_MEMORY, Cohort, cohort, sort_key
 from diffleak.data.duplicates import clusters_of_several
 from diffleak.data.membership import draw_of, promise_of
@@ -297,7 +297,7 @@ def _scored(
     """Does what is missing of this worker's share; all scores when every share is done then, else None."""
     for drawings in prepared.drawings:
         drawings.claim()
-    _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan))
+    _claim(Folder(folder), prepared.plan, _unnamed(Folder(folder), prepared.plan), type(prepared.config))
     if not prepared.said:
         log(prepared.describe())
     if timed:
@@ -430,9 +430,10 @@ def _unnamed(folder: Folder, plan: Plan) -> UserError | None:
     return folder.unnamed("scores", "of this attack", SAVE_IT) if typed else None
 
 
-def _claim(folder: Folder, plan: Plan, again: UserError | None = None) -> bool:
+def _claim(folder: Folder, plan: Plan, again: UserError | None = None, kind: type[AuditConfig] = AuditConfig) -> bool:
     """Makes the folder the plan's own; True when it was free, False when it already belongs to this very plan.
 
+    kind: of the command, whose settings messages name.
     Raises `UserError` when it is another plan's, or holds results without a plan, and `again` when it is this plan's already.
     """
     path = checked_folder(folder.path)
@@ -443,7 +444,7 @@ def _claim(folder: Folder, plan: Plan, again: UserError | None = None) -> bool:
     return folder.claim(
         dumped(plan),
         lambda changed: (
-            f"{path} belongs to another plan ({spelled([_narrowed(each) for each in changed], str, '; ')}); "
+            f"{path} belongs to another plan ({spelled([_narrowed(each) for each in changed], names_of(kind))}); "
             "use another -o, or the same settings to resume"
         ),
         text=plan.model_dump_json(indent=2),
@@ -453,16 +454,15 @@ def _claim(folder: Folder, plan: Plan, again: UserError | None = None) -> bool:
 
 
 def _narrowed(change: Change) -> Change:
-    """Of changed attacks their labels, or what is different of the first one whose label is the same."""
+    """Of changed attacks their labels, or the first one whose label is the same and that differs."""
     if change.key != "attacks":
         return change
     before, now = (list(listed or ()) for listed in (change.before, change.now))
     labels = [[attack["attack"] for attack in listed] for listed in (before, now)]
     if labels[0] != labels[1]:
-        return Change(change.key, *(", ".join(part) for part in labels))
+        return Change(change.key, *labels)
     old, new = next((old, new) for old, new in zip(before, now, strict=True) if old != new)
-    key = next(key for key in old | new if old.get(key) != new.get(key))
-    return Change(f"{key} of {new['attack']}", old.get(key), new.get(key))
+    return Change(change.key, {new["attack"]: old}, {new["attack"]: new})
 
 
 def command_of(config: AuditConfig, plan: Plan, images: Sequence[str | None] = ()) -> str:

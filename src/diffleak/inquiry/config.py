@@ -27,6 +27,13 @@ class InquireConfig(AuditConfig):
     COMMAND = "inquire"
     RECORD = "inquiry.json"
     DATA = "images control"
+    PLANNED = {
+        **AuditConfig.PLANNED,
+        "members": "set of images in question",
+        "nonmembers": "set of controls",
+        "n_members": "number of images in question",
+        "n_nonmembers": "number of controls",
+    }
     NO_FLAG = {
         *OF_AN_AUDIT,
         *("mask", "probes", "calibration", "calibrate_fraction", "sweep", "sweep_models", "steps", "thumbnails"),

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from diffleak.errors import WHY, UserError, one_or_more, refusing, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.records.base import Record
-from diffleak.work.reading import PICKLES, Header, Unreadable, found_at, load_header, load_json
+from diffleak.work.folder import read_object
+from diffleak.work.reading import PICKLES, Header, Unreadable, found_at, load_header
 
 Role = Literal["adapter", "model", "network", "embedding"]  # of a file in an audit
 Kind = Literal["captions", "names", "paths", "users", "comments", "images", "thumbnails", "ids", "about", "settings", "unknown"]
@@ -201,11 +202,7 @@ def peft_config(file: Path) -> Path | None:
 
 def read_peft_config(config: Path) -> dict[str, Any]:
     """The settings in an adapter_config.json; raises `UserError` for what is no JSON object."""
-    with refusing(Unreadable, f"{config} cannot be read ({WHY}); peft writes it beside the adapter: save the adapter again"):
-        settings = load_json(config)
-        if not isinstance(settings, dict):
-            raise Unreadable(f"it holds a {type(settings).__name__}, and must hold an object")
-    return settings
+    return read_object(config, "peft writes it beside the adapter: save the adapter again")
 
 
 def texts(header: Header, config: Path | None) -> dict[str, str]:

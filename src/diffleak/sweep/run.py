@@ -32,6 +32,7 @@ from diffleak.report.judgement import wrong_way
 from diffleak.report.sections.audit.gates import sentence
 from diffleak.sweep.checkpoints import Checkpoint, Checkpoints
 from diffleak.work.files import checked_folder
+from diffleak.work.folder import named
 from diffleak.work.progress import say
 
 INPUTS = ".inputs"  # the folder of latents, until the sweep is finished
@@ -195,8 +196,9 @@ def _refuse_other_plan(first: First, plan: Plan, other: Checkpoint) -> None:
     for key in ("attacks", "image_shape", "data_fingerprint", "captions", "guidance_scale", "labels"):
         if getattr(first.plan, key) != getattr(plan, key):
             way = ", or choose --attacks and --timesteps that fit both" if key == "attacks" else ""
+            what = named(key, AuditConfig.PLANNED)
             raise UserError(
-                f"the checkpoints of a sweep must be audited alike; {shown(other.path, 100)} differs in its {key.replace('_', ' ')} from "
+                f"the checkpoints of a sweep must be audited alike; {shown(other.path, 100)} differs in its {what} from "
                 f"{shown(first.checkpoint.path, 100)}: audit them apart{way}"
             )
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Generator, Tensor
 
-from diffleak.config import build
+from diffleak.config import build, names_of
 from diffleak.data.decoding import WITHOUT_HINT, UnreadableImage
 from diffleak.data.image_source import ImageSource, Texts, texts_of
 from diffleak.data.names import say_strays
@@ -190,9 +190,10 @@ def _resumed(output: Path, plan: dict[str, Any]) -> set[str]:
     path = output.with_name(output.name + ".plan.json")
     if output.exists() and not path.exists():
         raise UserError(f"{output} was not written by this command; choose another -o")
+    names = names_of(CaptionConfig)
     Folder(output.parent).claim(
         plan,
-        lambda changed: f"{output} holds other captions ({spelled(changed)}); choose another -o, or the same settings to resume",
+        lambda changed: f"{output} holds other captions ({spelled(changed, names)}); choose another -o, or the same settings to resume",
         file=path.name,
         read=lambda: asdict(AS_TRAINERS) | read_object(path, f"delete it and {output} to begin again"),
     )

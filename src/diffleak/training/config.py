@@ -27,6 +27,19 @@ class TrainConfig(DataConfig):
     """
 
     MODELS = "base"
+    PLANNED = {
+        "model": "model of the config file",
+        "kind": "kind of model",
+        "members": "set of members",
+        "halves": "division into halves",
+        "teachers": "pair of teachers",
+        "privacy": "DP-SGD",
+        "texts": "set of captions",
+        "classes": "list of classes",
+        "autoencoder_fingerprint": "autoencoder",
+        "base_fingerprint": "--base",
+        "base_file_fingerprint": "--base",
+    }
     NO_FLAG = {"kind", "model", "text_encoder", "scheduler"}
     FOLLOW = [
         "output preset",
@@ -191,6 +204,7 @@ class CaptionConfig(DataConfig):
     """Everything that decides `diffleak caption`; the keys of `-C FILE` and, with dashes, its flags."""
 
     ARGUMENT = "data"
+    PLANNED = {"data": "DATA", "fingerprint": "captioner", "tokens": "length of the captions"}
     FOLLOW = ["limit exif"]
     LEAST = {"seed": 0}
 

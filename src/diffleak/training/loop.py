@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffleak import hub
-from diffleak.config import settings_of
+from diffleak.config import names_of, settings_of
 from diffleak.diffusion.devices import broken_device, takes_bfloat16
 from diffleak.errors import WHY, SettingError, UserError, first_lines, refusing
 from diffleak.records.images import FIRST_READING, first_reading
@@ -90,7 +90,8 @@ def _compared(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any], dic
     free |= set(FIRST_READING) if unread else set()
     free |= set() if "members" in before else {"members"}  # older runs did not say
     gone = {key: None for key in before if key not in record} if "members" in record else {}
-    refusal = lambda changed: f"{folder} holds another training run ({spelled(changed)}); choose another -o, or the same settings to resume"
+    way, names = "choose another -o, or the same settings to resume", names_of(TrainConfig)
+    refusal = lambda changed: f"{folder} holds another training run ({spelled(changed, names)}); {way}"
     return defaults | before, record | gone, refusal, free
 
 

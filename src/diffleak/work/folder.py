@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,8 +43,10 @@ class Change(NamedTuple):
     now: Any
 
 
-PLANNED = {  # what the keys of a plan are called in a message
+PLANNED = {  # what the keys of a plan are called in a message, unless they are settings of the command
+    "diffleak": "version of diffleak",
     "model_fingerprint": "model",
+    "data_fingerprint": "set of images",
     "lora": "LoRA",
     "lora_scale": "scale of the LoRA",
     "embedding": "set of embeddings",
@@ -264,13 +267,34 @@ def another(changed: Change) -> str:
     plain = all(value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)) for value in values)
     short = ["none" if value is None else shown(value) for value in values]
     said = f" ({short[0]}, now {short[1]})" if plain and not any(HASH.match(value) for value in short) else ""
-    return f"another {PLANNED.get(key, key.replace('_', ' '))}{said}"
+    return f"another {named(key)}{said}"
 
 
-def spelled(changed: Sequence[Change], show: Callable[[Any], str] = repr, between: str = ", ") -> str:
-    """The first three changes in words, with long values cut."""
-    short = lambda value: shown(show(value))
-    return between.join(f"{key} was {short(before)}, now {short(now)}" for key, before, now in changed[:3])
+def named(key: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What a key of a plan is called in a message: by the `names` that a command has for its own (`diffleak.config.names_of`), or words."""
+    return names.get(key) or PLANNED.get(key) or key.replace("_", " ")
+
+
+def spelled(changed: Sequence[Change], names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The first three changes in words, with long values cut: "--seed was 0, now 1; another set of images". names: as in `named`."""
+    return "; ".join(_told(named(key, names), before, now) for key, before, now in changed[:3])
+
+
+def _told(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in before | now if before.get(key) != now.get(key))
+        return _told(f"{key} of {name}", before.get(key), now.get(key))
+    values = [_plainly(value) for value in (before, now)]
+    return f"another {name}" if any(map(HASH.search, values)) else f"{name} was {values[0]}, now {values[1]}"
+
+
+def _plainly(value: Any) -> str:
+    """A value of a plan as a person writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple | dict) or value is None:
+        return shown(", ".join(map(str, value))) if value else "none"
+    return shown(value)
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
