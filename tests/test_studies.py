@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import norm
 
 from diffleak.auditing.config import AuditConfig, GeometryConfig
 from diffleak.config import build, read_yaml
@@ -228,3 +229,36 @@ def test_the_study_of_coarse_sweeps_chooses_as_they_do_and_finds_what_a_narrow_p
     scores[member, 5] += 3  # beside the best of every second timestep only by chance
     auc, less, same = study.lost(scores, member, 20).T
     assert auc.mean() > 0.97 and (less[same == 0] > 0.3).all() and (less[same == 1] == 0).all() and 0 < same.mean() < 1
+
+
+def test_the_study_of_near_duplicates_draws_them_as_alike_as_it_says():
+    study, rng = script("decisions/drawn_together"), np.random.default_rng(0)
+    for alike in (0.0, 0.6, 0.9):
+        drawn = study.draw(rng, 20000, 2, alike)
+        assert abs(np.corrcoef(norm.ppf(drawn).T)[0, 1] - alike) < 4 / np.sqrt(20000), "four standard errors, or less"
+        assert np.abs(np.quantile(drawn, (0.1, 0.5, 0.9)) - (0.1, 0.5, 0.9)).max() < 4 * 0.5 / np.sqrt(20000)
+    same = study.draw(rng, 50, 3, 1.0)
+    assert (same == same[:, :1]).all() and len(np.unique(same)) == 50
+
+
+def test_the_study_of_near_duplicates_finds_what_counting_each_of_them_costs(monkeypatch, capsys):
+    """The first and a bad row of each table of docs/design/018e, in 200 runs: rates with two Monte-Carlo standard errors."""
+    study, runs = script("decisions/drawn_together"), 200
+    most = lambda share: share + 2 * np.sqrt(share * (1 - share) / runs)
+    monkeypatch.setattr(study, "EXTRACTED", (study.EXTRACTED[0], study.EXTRACTED[2], study.EXTRACTED[6]))
+    monkeypatch.setattr(study, "MEASURED", (study.MEASURED[0], study.MEASURED[2]))
+    monkeypatch.setattr(study, "LORA", (study.LORA[0], study.LORA[2]))
+    study.main(runs)
+    tables = [table.splitlines()[2:] for table in capsys.readouterr().out.strip().split("\n\n")]
+    shares = lambda line, skip: [float(share) / 100 for share in re.findall(r"([\d.]+)%", line.split("|", skip + 1)[-1])]
+    alone, alike, copied = (shares(line, 4) for line in tables[0])
+    assert len({*alone[::2]}) == 1 and alone[0] <= most(study.ALARM), "without near-duplicates every count is the same"
+    assert alike[2] > most(study.ALARM) > alike[6] and min(alone[1::2]) > 0.95, (
+        "the nearest of each is a finding by chance, one of each is not"
+    )
+    assert copied[0] < 0.95 < copied[3], "the rate of all images is not covered as often as it is said to be, that of one of each is"
+    alone, repeated = (shares(line, 2) for line in tables[1])
+    assert alone[:2] == [alone[0]] * 2 and alone[2:4] == alone[4:6] and alone[2] <= most(0.05)
+    assert repeated[2] > most(0.05) >= repeated[4], "p-values of KID differences are too small where every image counts"
+    alone, repeated = (shares(line, 1) for line in tables[2])
+    assert alone[0] == alone[1] <= most(0.05) and repeated[0] > most(0.05) > repeated[1]
