@@ -183,6 +183,7 @@ for line in sys.stdin:
 
 def test_images_models_and_adapters_that_are_not_there_are_refused_before_torch_is_loaded(model, sides, tmp_path):
     there = sides[1]
+    audit = f"audit {model} --members {there} --nonmembers {there} -o r"
     (tmp_path / "x.safetensors").write_bytes(b"x")
     (tmp_path / "swept").mkdir()
     (tmp_path / "swept" / "sweep.json").write_text("{}")
@@ -207,6 +208,39 @@ def test_images_models_and_adapters_that_are_not_there_are_refused_before_torch_
         f"audit {model} --reference nowhere --members {there} --nonmembers {there} -o r": "--reference must be a diffusers folder",
         f"audit {model} --reference base --members {there} --nonmembers {there} -o r": "it needs --lora or --embedding",
         f"compare {there} nowhere": "has no audit.json",
+        f"{audit} --network nowhere": "--network must be a folder or a file of weights; found nothing at nowhere",
+        f"{audit} --lora {tmp_path}/x.safetensors@0.5,gone.safetensors": "--lora must be a file, a folder or a hub id (owner/name); found",
+        f"{audit} --lora gone@2": "found nothing at gone",
+        f"{audit} --embedding gone.pt@<kay>": "--embedding must be a file, a folder or a hub id (owner/name); found nothing at gone.pt",
+        f"{audit} --model-config gone": "--model-config must be a folder or a hub id (owner/name); found nothing at gone",
+        f"{audit} --captions gone.json": "--captions must be own, empty, fixed:TEXT, swapped or a file; got 'gone.json', and found nothing",
+        f"audit {model} --data {there} --split gone.json -o r": "--split must be a file; found nothing at gone.json",
+        f"extract {model} --members {there} --extractor sscd:gone.pt -o r": "--extractor must be a file of TorchScript; found",
+        f"extract {model} --members {there} --extractor gone.torchscript -o r": "--extractor must be a file of TorchScript",
+        f"quality {model} --real {there} --extractor dinov2:gone -o r": "--extractor must be a folder or a hub id (owner/name)",
+        f"quality {model} --real {there} --copy-encoder inception:gone.pth -o r": "--copy-encoder must be a file of TorchScript; found",
+        f"quality {model} --real {there} --clip gone -o r": "--clip must be a folder or a hub id",
+        f"quality {model} --real {there} --prompts gone.txt -o r": "--prompts must be a file; found nothing at gone.txt",
+        f"prompts {model} --memorised gone.txt --ordinary p.txt": "--memorised must be a file; found nothing at gone.txt",
+        f"train --data {there} --autoencoder gone --preset latent -o r": "--autoencoder must be a folder; found nothing at gone",
+        f"train --data {there} --base {model} --captions gone -o r": "--captions must be own, or a file; found nothing at gone",
+        f"defend dual --data {there} --teachers {model},gone -o r": "--teachers must be a folder; found nothing at gone",
+        f"defend dual --data {there} --teachers {model},{model} --halves gone -o r": "--halves must be a file; found nothing at gone",
+        f"caption {there} --captioner gone -o r.jsonl": "--captioner must be a folder or a hub id (owner/name); found nothing at gone",
+        "convert gone.pt -o r": "CHECKPOINT must be a file; found nothing at gone.pt",
+        f"convert {tmp_path}/x.safetensors --settings gone -o r": "--settings must be a file; found nothing at gone",
+        f"lora {model} {tmp_path}/x.safetensors --pictures {there} --captions gone -o r": "--captions must be own, empty",
+        f"{audit[:-1]} {tmp_path}/x.safetensors": "x.safetensors cannot be written (it is a file); choose another with -o",
+        f"check --members {there} --nonmembers {there} -o {tmp_path}/x.safetensors/r": "cannot be written (Not a directory)",
+        f"compare {there} {there} --latex {tmp_path}/swept": "swept cannot be written (it is a folder); choose another with --latex",
+        f"compare {there} {there} --csv {tmp_path}/x.safetensors/r": "cannot be written (Not a directory); choose another with --csv",
+        f"split {there} --coin -o {tmp_path}": "cannot be written (it is a folder); choose another with -o",
+        f"split {there} --coin -o s.json --copy {tmp_path}/x.safetensors": "cannot be written (it is a file); choose another with --copy",
+        f"caption {there} -o {tmp_path}/x.safetensors/r.jsonl": "cannot be written (Not a directory); choose another with -o",
+        f"audit {model} --members {there} --nonmembers {there} -o {there}": "is the folder of the images that --members names; choose",
+        f"{audit} --drawings {tmp_path}/x.safetensors": "cannot be written (it is a file); choose another with --drawings",
+        f"{audit} --anonymous --anonymous-key {tmp_path}/swept": "cannot be written (it is a folder); choose another with --anonymous-key",
+        f"demo -o {tmp_path}/x.safetensors": "cannot be written (it is a file); choose another with -o",
         f"compare {there} {there} -o {tmp_path}/swept": "is the folder of an audit of several checkpoints (sweep.json)",
         f"lora {model} {there} --pictures {there} -o {tmp_path}/swept": "is the folder of an audit of several checkpoints (sweep.json)",
     }
@@ -216,6 +250,28 @@ def test_images_models_and_adapters_that_are_not_there_are_refused_before_torch_
     for (command, said), line, code in zip(cases.items(), lines[::2], lines[1::2], strict=True):
         assert said in line and code == "2", (command, line, code)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the modes of folders bind no superuser")
+def test_a_folder_that_may_not_be_written_is_refused_before_images_are_read(capsys, sides, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    for option in ("-o", "--drawings"):
+        said = refused(capsys, "audit", "nobody/model", *sides, "-o", tmp_path / "r", option, tmp_path / "closed" / "r")
+        assert f"cannot be written (Permission denied); choose another with {option}" in said
+
+
+def test_results_do_not_go_into_the_folder_of_a_model(capsys, model, sides, tmp_path):
+    data = ("--data", tmp_path / "members")
+    for command in (
+        ("audit", model, *sides),
+        ("geometry", model, *data),
+        ("quality", model, "--real", tmp_path / "members"),
+        ("extract", model, "--members", tmp_path / "members"),
+        ("check", *sides),
+    ):
+        before = sorted(Path(model).rglob("*"))
+        assert f"{model} is the folder of a " in refused(capsys, *command, "-o", model), command
+        assert sorted(Path(model).rglob("*")) == before
 
 
 def test_an_unknown_config_key_names_the_nearest(capsys, model, sides, tmp_path):

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from diffleak import cli
 from diffleak.auditing.config import AuditConfig
-from diffleak.config import Flag, build, command_line, flag, read_yaml, settings_of
+from diffleak.config import Flag, build, command_line, flag, merged, read_yaml, settings_of
+from diffleak.data.given import FORMS
 from diffleak.defenses.config import defend_config
 from diffleak.errors import UserError
 from diffleak.options import LAST, with_options
@@ -268,3 +269,35 @@ def test_headings_of_the_help_hold_settings_that_are_there_and_those_of_the_mach
         panels = [each.rich_help_panel for each in parameters(command).values() if each.name in settings_of(kind)]
         assert LAST not in panels or set(panels[panels.index(LAST) :]) == {LAST}
     assert {name for names in AuditConfig.PANELS.values() for name in names.split()} <= set(settings_of(AuditConfig))
+
+
+ALL = CONFIGS | {
+    "lora": "lora.config:LoraConfig",
+    "check": "checking.config:CheckConfig",
+    "split": "splitting.config:SplitConfig",
+    "gate": "gating.config:GateConfig",
+    "convert": "config:ConvertConfig",
+}
+ELSEWHERE = {  # looked for, without torch too, where they are read: patterns, and the folder of a command that loads no model
+    *(("audit", "sweep_models"), ("lora", "adapters"), ("gate", "run")),
+}
+NAMES_ONE = re.compile(r"\b([Ff]iles?|[Ff]olders?|FILE|DIR|DATA|hub id)\b")
+NO_PLACE = re.compile(  # speaks of a file, and names none
+    r"column|per score file|Images per file|Write nearest|files that cannot|value of (white|grey)|file names by ids|of the file's type|"
+    r"network of the file"
+)
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_every_option_that_names_a_file_or_folder_is_looked_at_before_a_model_is_loaded(command):
+    """By its type or its help it names one: then it is an input that must be there, or a place that must be writable."""
+    module, _, name = ALL[command].partition(":")
+    kind = getattr(import_module(f"diffleak.{module}"), name)
+    inputs, outputs = merged(kind, "INPUTS"), merged(kind, "OUTPUTS")
+    assert {*inputs.values()} <= {*FORMS, "captions"} and {*outputs.values()} <= {"folder", "file", "key"}
+    looked_at = {*kind.DATA.split(), *kind.MODELS.split(), *inputs, *outputs}
+    for key, field in settings_of(kind).items():
+        text = kind.HELP.get(key, field.description) or ""
+        named = Path in (field.annotation, *get_args(field.annotation)) or NAMES_ONE.search(text)
+        if key not in kind.NO_FLAG and named and not NO_PLACE.search(text):
+            assert key in looked_at or (command, key) in ELSEWHERE, (key, text)

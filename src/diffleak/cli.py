@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 from diffleak.errors import DiffleakError, GateFailed, UserError, install, one_line, refuse_other_bytes, visible
-from diffleak.options import File, command, refuse_missing
+from diffleak.options import File, command
 from diffleak.work.progress import doing
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a small DDPM on real digits, audit it with seven attacks and write the report. CPU, no network, about two minutes."""
+    from diffleak.work.files import refuse_unwritable
+
+    refuse_unwritable(output, "-o", folder=True)
     from diffleak.demo import run_demo
 
     _print_audit(run_demo(output).record, output / "run", as_json)
@@ -106,10 +109,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a DDPM, an autoencoder, a DDPM on its latents, or fine-tune a text-to-image model. The same command resumes."""
+    from diffleak.data.given import refuse_paths
     from diffleak.training.config import train_config
 
     settings = train_config(preset, config, **given)
-    refuse_missing(settings)
+    refuse_paths(settings)
     from diffleak.training.run import describe, outcome
     from diffleak.training.run import train as train_model
 
@@ -129,10 +133,11 @@ def defend(
     as_json: Json = False,
 ) -> None:
     """Train a defence: DualMD (dual), DistillMD (distill), or plain distillation to compare with. The same command resumes."""
+    from diffleak.data.given import refuse_paths
     from diffleak.defenses.config import defend_config
 
     settings = defend_config(given.pop("method"), preset, config, **given)
-    refuse_missing(settings)
+    refuse_paths(settings)
     from diffleak.defenses.defend import defend as train_defence
 
     folder, split = train_defence(settings), settings.output / "split.json"
@@ -175,13 +180,14 @@ def lora(
 
     With --held-out: measures what each leaks beyond BASE. Without: compares how close its drawings and those of BASE come to the pictures.
     """
+    from diffleak.data.given import refuse_paths
     from diffleak.lora.config import lora_config
     from diffleak.lora.inputs import read_inputs
     from diffleak.records.lora import PAGE
     from diffleak.report.pages.lora import page
 
     settings = lora_config(adapters, config, **given)
-    refuse_missing(settings)
+    refuse_paths(settings)
     inputs = read_inputs(settings)
     from diffleak.lora.run import lora as measure
 
@@ -445,7 +451,11 @@ def compare(
 ) -> None:
     """Compare finished audits with the first of them, image by image: which leaks less, by how much, at what quality."""
     from diffleak.comparison import compare as api
+    from diffleak.work.files import refuse_unwritable
 
+    for place, flag in ((output, "-o"), (latex, "--latex"), (csv, "--csv")):
+        if place is not None:
+            refuse_unwritable(place, flag, folder=flag == "-o")
     record = api.compare(runs, attack or (), halves, quality or (), seed, output, pool)
     if output:
         api.save(record, output)
@@ -490,7 +500,10 @@ def metadata(
     Of an adapter of peft that includes the adapter_config.json beside it.
     """
     from diffleak.headers import inspect as api
+    from diffleak.work.files import refuse_unwritable
 
+    if strip is not None:
+        refuse_unwritable(strip, "--strip")
     record = api.inspect(file, strip, fail_on)
     _print(record.model_dump(mode="json"), as_json, api.table(record))
     api.gate(record, fail_on)

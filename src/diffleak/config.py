@@ -57,8 +57,9 @@ class Config(BaseModel):
     ARGUMENT, the setting that is given without a flag, and INSTEAD, the one that may take its place; NO_FLAG, settings of the config file
     and of Python alone; HELP, other words for inherited settings; FOLLOW, settings that follow each other in `--help` though they are not
     declared one after the other; LEAST, the least values that `--help` shows; PANELS, the settings under each heading of `--help`;
-    DATA and MODELS, the settings that must name images, and models, that are there; PLANNED, what messages call what its plans have of
-    their own.
+    DATA and MODELS, the settings that must name images, and models, that are there; INPUTS, other settings that must name what is there,
+    each with its form, and OUTPUTS, those that name a place to write: a "folder", a "file", or the file of a "key", which may be there
+    (`diffleak.data.given`, and `merged`); PLANNED, what messages call what its plans have of their own.
     """
 
     ARGUMENT: ClassVar[str | None] = None
@@ -70,6 +71,8 @@ class Config(BaseModel):
     PANELS: ClassVar[dict[str, str]] = {}
     DATA: ClassVar[str] = ""
     MODELS: ClassVar[str] = ""
+    INPUTS: ClassVar[dict[str, str]] = {}
+    OUTPUTS: ClassVar[dict[str, str]] = {"output": "folder"}
     PLANNED: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -84,6 +87,7 @@ class ModelConfig(Config):
 
     ARGUMENT, INSTEAD = "model", "model_from"
     MODELS = "model"
+    INPUTS = {"model_config": "hub", "network": "network", "lora": "listed", "embedding": "listed"}
     FOLLOW = ["skip_unreadable dtype device"]
     PANELS = {
         "Model": "model_config model_from network weights lora lora_scale embedding",
@@ -250,6 +254,11 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
+def merged(kind: type[Config], name: str) -> dict[str, str]:
+    """What a class and its bases say of settings, as INPUTS; where they differ, the class decides."""
+    return {key: value for each in reversed(kind.__mro__) for key, value in vars(each).get(name, {}).items()}
+
+
 def names_of(kind: type[Config]) -> dict[str, str]:
     """What messages call the keys of a command's plan: the flags of its settings, and PLANNED."""
     return {key: flag(key) for key in settings_of(kind) if key not in kind.NO_FLAG} | kind.PLANNED
@@ -281,6 +290,7 @@ class ConvertConfig(Config):
     """The settings of `diffleak convert`."""
 
     ARGUMENT = "checkpoint"
+    INPUTS = {"checkpoint": "file", "settings": "file"}
 
     checkpoint: Path = Field(description="A checkpoint of pytorch-ddpm, guided-diffusion or improved-diffusion.")
     settings: Path | None = Field(None, description="JSON of the settings that the weights do not show, by the names of the original code.")

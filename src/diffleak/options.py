@@ -11,7 +11,6 @@ its key where the config file gave it. A Config is imported when its command is
 run, so that `diffleak --help` loads none.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -57,6 +56,7 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
     A function that makes the Config itself takes a dict of the options, as its parameter `given`.
     """
     from diffleak.config import build, flag, read_yaml, settings_of
+    from diffleak.data.given import refuse_paths
     from diffleak.errors import SettingError, UserError
 
     fields = settings_of(kind)
@@ -85,29 +85,13 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         if kind.ARGUMENT and kind.INSTEAD and not any(read.get(key) or given.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
             raise UserError(f"{kind.ARGUMENT.upper()} must be given, or {flag(kind.INSTEAD)}")
         settings = build(kind, read, given)
-        refuse_missing(settings)
+        refuse_paths(settings)
         function(settings=settings, **values)
 
     call.__doc__ = function.__doc__
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     call.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
     return call
-
-
-def refuse_missing(settings: "Config") -> None:
-    """Raises `UserError` for images and models that are not there, before torch is loaded, which takes seconds."""
-    from diffleak.config import BASE, PATTERN, flag, is_hub_id, no_model
-    from diffleak.data.sources import refuse_no_data
-
-    for key in settings.DATA.split():
-        if (data := getattr(settings, key, None)) is not None:
-            refuse_no_data(str(data))
-    for key in settings.MODELS.split():
-        model, named = getattr(settings, key, None), key == settings.ARGUMENT
-        if model in (None, BASE) or (named and getattr(settings, "model_from", None) is not None) or PATTERN.search(str(model)):
-            continue
-        if not os.path.exists(model) and not is_hub_id(model):
-            raise no_model(model, key.upper() if named else flag(key))
 
 
 def _parameter(kind: "type[Config]", key: str) -> Parameter:

@@ -5,7 +5,7 @@ import pytest
 from fixtures.reports import audit_of, latent_audit
 
 from diffleak.errors import UserError
-from diffleak.records.run_folder import read_audit, read_plan, read_samples, refuse_other_command, write_samples
+from diffleak.records.run_folder import read_audit, read_plan, read_samples, refuse_model, refuse_other_command, write_samples
 from diffleak.records.scores import ChunkMeta, Samples, Spent, read_chunk, write_chunk
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -94,11 +94,11 @@ def test_a_record_with_every_part_is_read_as_it_was_written(tmp_path):
 
 
 ALLOWED = {  # by the record that a command writes, the records that may lie in its folder
-    "audit.json": {"plan.json", "quality.json", "extract.json", "prompts.json", "train.json"},
-    "inquiry.json": {"plan.json", "quality.json", "extract.json", "prompts.json", "train.json"},
-    "quality.json": {"audit.json", "plan.json", "inquiry.json", "extract.json", "prompts.json", "train.json"},
-    "extract.json": {"audit.json", "plan.json", "inquiry.json", "quality.json", "prompts.json", "train.json"},
-    "prompts.json": {"audit.json", "plan.json", "inquiry.json", "quality.json", "extract.json", "train.json"},
+    "audit.json": {"plan.json", "quality.json", "extract.json", "prompts.json"},
+    "inquiry.json": {"plan.json", "quality.json", "extract.json", "prompts.json"},
+    "quality.json": {"audit.json", "plan.json", "inquiry.json", "extract.json", "prompts.json"},
+    "extract.json": {"audit.json", "plan.json", "inquiry.json", "quality.json", "prompts.json"},
+    "prompts.json": {"audit.json", "plan.json", "inquiry.json", "quality.json", "extract.json"},
     **{alone: set() for alone in ("sweep.json", "compare.json", "lora.json", "train.json")},
 }
 
@@ -119,3 +119,18 @@ def test_a_folder_of_another_command_is_refused_but_where_both_belong_together(t
             (folder / own).write_text("{}")
             refuse_other_command(folder, own)  # the command wrote there before, and its plan says whether it may again
     refuse_other_command(tmp_path / ("x" * 300), own)  # a name that no system takes is refused where the folder is made
+
+
+@pytest.mark.parametrize("file", ["train.json", "unet/weights.safetensors", "adapter_model.safetensors", "model.ckpt"])
+def test_the_folder_of_a_model_is_refused_unless_results_lie_there_already(tmp_path, file):
+    (tmp_path / "own" / "unet").mkdir(parents=True)
+    (tmp_path / "own" / file).write_text("{}")
+    for own in {*ALLOWED} - {"train.json"}:
+        with pytest.raises(UserError, match=rf"own is the folder of a (trained )?model \({file}\); choose another -o"):
+            refuse_other_command(tmp_path / "own", own)
+    with pytest.raises(UserError, match=r"is the folder of a model"):
+        refuse_model(tmp_path / "own", "check.json")
+    refuse_other_command(tmp_path / "own", "train.json")  # which says itself if it resumes or is another one's
+    (tmp_path / "own" / "plan.json").write_text("{}")
+    for own in ("audit.json", "inquiry.json", "quality.json"):
+        refuse_other_command(tmp_path / "own", own)  # an earlier version began there

@@ -40,6 +40,7 @@ class AuditConfig(ModelConfig, DataConfig):
         "anonymous anonymous_key",
     }
     MODELS = "model reference"
+    INPUTS = {"captions": "captions"}
     PLANNED = {
         "model": "MODEL",
         "members": "set of members",

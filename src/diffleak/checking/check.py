@@ -26,6 +26,7 @@ from diffleak.records.audit import Blind
 from diffleak.records.base import written
 from diffleak.records.check import FILE, PAGE, CheckRecord, DuplicatePair, Duplicates, Needed, Power, Side, Where
 from diffleak.records.digests import write_recorded
+from diffleak.records.run_folder import refuse_model
 from diffleak.stats.blind import INVALID_P, finding
 from diffleak.stats.metrics import LEVEL
 from diffleak.stats.power import POWER, detectable_auc, detectable_tpr, images_for_auc, images_for_tpr
@@ -78,6 +79,7 @@ def check(
 
 def check_images(config: CheckConfig, given: dict[str, Any] | None = None) -> Check:
     """The check of a config; `given` are the images where they are in memory."""
+    refuse_model(config.output, FILE)
     named = lambda key: getattr(config, key) if given is None or given.get(key) is None else given[key]
     read = lambda key: open_source(named(key), config.decoding)
     if config.split:

@@ -55,10 +55,15 @@ def choose_captions(cohort: Cohort, choice: str, seed: int) -> Captions:
     if one_for_all(choice):
         text = "" if choice == "empty" else choice.removeprefix(FIXED)
         return Captions((text,) * len(cohort), sum(map(bool, cohort.captions() or ())), choice)
-    if (found := found_at(Path(choice))) != "a file":
-        raise SettingError("captions", f"must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and found {found} there")
+    refuse_no_captions(choice)
     texts, names = _listed(cohort, Path(choice))
     return Captions(texts, len(cohort), choice, (names,))
+
+
+def refuse_no_captions(choice: str) -> None:
+    """Raises `SettingError` for a choice of captions that is neither a known one nor a file; nothing is read."""
+    if choice not in ("own", "swapped") and not one_for_all(choice) and (found := found_at(Path(choice))) != "a file":
+        raise SettingError("captions", f"must be own, empty, fixed:TEXT, swapped or a file; got '{shown(choice)}', and found {found} there")
 
 
 def own_if_any(texts: Sequence[Texts] | None, otherwise: str) -> str:

@@ -39,6 +39,8 @@ class DataConfig(Config):
 
     FOLLOW = ["resize exif alpha white"]
     DATA = "data members nonmembers"
+    INPUTS = {"split": "file"}
+    OUTPUTS = {"drawings": "folder", "anonymous_key": "key"}
     PANELS = {"Images": "members nonmembers data split group limit resize exif alpha white buckets skip_unreadable captions"}
 
     exif: Exif = Field("apply", description="EXIF orientation: {default} (default), or ignore if the trainer does not rotate images.")

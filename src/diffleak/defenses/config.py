@@ -21,6 +21,7 @@ class DefendConfig(TrainConfig):
     """
 
     ARGUMENT = "method"
+    INPUTS = {"teachers": "folder", "halves": "file"}
     NO_FLAG = TrainConfig.NO_FLAG | {
         *("lora_rank", "kl_weight", "max_grad_norm", "validation", "patience"),
         *("dp_epsilon", "dp_delta", "dp_noise_multiplier", "dp_max_grad_norm"),

@@ -19,6 +19,7 @@ IMAGES = 2048  # in all
 class ExtractConfig(ModelConfig, DataConfig):
     """Everything that decides `diffleak extract`; the keys of `-C FILE` and, with dashes, its flags."""
 
+    INPUTS = {"captions": "captions", "extractor": "encoder"}
     FOLLOW = ["seed batch_size"]
     LEAST = {"draws": 1, "images": 1, "steps": 1}
 

@@ -16,6 +16,7 @@ class LoraConfig(DataConfig):
 
     ARGUMENT = "base"
     DATA, MODELS = "pictures held_out", "base"
+    INPUTS = {"captions": "captions", "extractor": "encoder", "model_config": "hub"}
     FOLLOW = ["threads exif"]
     NO_FLAG = {"adapters"}
     LEAST = {"draws": 1, "draw_steps": 1}

@@ -17,6 +17,7 @@ FROM_PYTHON = "diffleak.find_memorised(...) from Python, with the settings recor
 class PromptsConfig(ModelConfig):
     """Everything that decides `diffleak prompts`; the keys of `-C FILE` and, with dashes, its flags."""
 
+    INPUTS = {"memorised": "file", "ordinary": "file", "prompts": "file"}
     FOLLOW = ["batch_size dtype"]
     HELP = {"model": "A text-to-image model: a diffusers folder, a hub id, or one file."}
 

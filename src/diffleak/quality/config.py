@@ -20,6 +20,7 @@ class QualityConfig(ModelConfig, DataConfig):
     """Everything that decides `diffleak quality`; the keys of `-C FILE` and, with dashes, its flags."""
 
     DATA = "reference training data"
+    INPUTS = {"captions": "captions", "prompts": "file", "clip": "hub", "extractor": "encoder", "copy_encoder": "encoder"}
     FOLLOW = ["scores seed batch_size"]
 
     reference: Annotated[Text | None, Flag("--real")] = Field(None, description="Real DATA to compare with, normally held out.")

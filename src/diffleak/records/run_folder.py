@@ -3,7 +3,8 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from diffleak.records.base import read_json
 from diffleak.records.digests import AUDIT, PLAN
 from diffleak.records.inquiry import FILE as INQUIRY
 from diffleak.records.plan import Plan
+from diffleak.records.quality import DRAWN
 from diffleak.records.scores import Samples, Scores, Unit, read_columns
 from diffleak.work.files import write_text
-from diffleak.work.reading import found_at, load_columns
+from diffleak.work.reading import PICKLES, found_at, load_columns
 
 GEOMETRY = "geometry.parquet"
 TRAINED = "train.json"
@@ -28,14 +30,15 @@ ALONE = {
     TRAINED: "a trained model",
 }
 MAIN = {AUDIT: "an audit", INQUIRY: "an inquiry", PLAN: "a run"}
+WEIGHTS = (".safetensors", *PICKLES)  # by which a folder is a model's, or one in it
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
 
 def refuse_other_command(folder: Path | None, own: str) -> None:
     """Raises `UserError` for a folder that is of another command than the one that writes `own`, which reports and gates would mix up.
 
-    Drawings and their comparisons may lie beside an audit or an inquiry; a sweep, a comparison, the answer of `lora` and a trained model
-    have a folder of their own. A folder that the command has written to before is judged by its plan alone.
+    Drawings and their comparisons may lie beside an audit or an inquiry; a sweep, a comparison, the answer of `lora` and a model have a
+    folder of their own. A folder that the command has written to before is judged by its plan alone.
     """
     there = lambda name: folder is not None and found_at(Path(folder) / name) == "a file"
     if there(own):
@@ -47,6 +50,27 @@ def refuse_other_command(folder: Path | None, own: str) -> None:
     found = next((name for name in others if there(name)), None)
     if found:
         raise UserError(f"{folder} is the folder of {others[found]} ({found}); choose another -o")
+    if own != TRAINED:
+        refuse_model(folder, own)
+
+
+def refuse_model(folder: Path | None, own: str) -> None:
+    """Raises `UserError` for the folder of a model, which the record `own` would be released with.
+
+    One that has such a record, or a plan, has been given results by an earlier version, and the command goes on with them.
+    """
+    there = lambda name: folder is not None and found_at(Path(folder) / name) == "a file"
+    if folder is None or any(map(there, (own, PLAN, f"{DRAWN}/{PLAN}"))):
+        return
+    if found := TRAINED if there(TRAINED) else next(_weights(Path(folder)), None):
+        raise UserError(f"{folder} is the folder of a model ({found}); choose another -o")
+
+
+def _weights(folder: Path) -> Iterator[str]:
+    """The files of weights in a folder and in those directly below it; none of one that cannot be read."""
+    with suppress(OSError):
+        for place in (folder, *sorted(each for each in folder.iterdir() if each.is_dir())):
+            yield from (str(each.relative_to(folder)) for each in sorted(place.iterdir()) if each.suffix.lower() in WEIGHTS)
 
 
 def read_plan(folder: Path) -> Plan | None:

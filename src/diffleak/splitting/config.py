@@ -16,6 +16,7 @@ class SplitConfig(DataConfig):
     """Everything that decides `diffleak split`; the keys of `-C FILE` and, with dashes, its flags."""
 
     ARGUMENT = "data"
+    OUTPUTS = {"output": "file", "link": "folder", "copy": "folder"}
 
     data: Data
     output: Annotated[Path, Flag("-o")] = Field(description="The split file to write, such as split.json.")

@@ -27,6 +27,7 @@ class TrainConfig(DataConfig):
     """
 
     MODELS = "base"
+    INPUTS = {"autoencoder": "folder", "captions": "own or a file", "model_config": "hub"}
     PLANNED = {
         "model": "model of the config file",
         "kind": "kind of model",
@@ -204,6 +205,8 @@ class CaptionConfig(DataConfig):
     """Everything that decides `diffleak caption`; the keys of `-C FILE` and, with dashes, its flags."""
 
     ARGUMENT = "data"
+    INPUTS = {"captioner": "hub"}
+    OUTPUTS = {"output": "file"}
     PLANNED = {"data": "DATA", "fingerprint": "captioner", "tokens": "length of the captions"}
     FOLLOW = ["limit exif"]
     LEAST = {"seed": 0}

@@ -1,5 +1,6 @@
 """Writing so that a file is whole or absent, and a full or read-only disk is a clear message."""
 
+import errno
 import hashlib
 import os
 import shlex
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 from diffleak.errors import WHY, UserError, of_system, refusing
 from diffleak.work.progress import progress
-from diffleak.work.reading import Unreadable, opened, parsing
+from diffleak.work.reading import Unreadable, found_at, opened, parsing
 
 SEAL = b"sha256 %s\n"  # with the hex digits of the digest
 BLOCK = 2**20  # bytes hashed at once
@@ -228,6 +229,26 @@ def checked_folder(path: Path, flag: str = "-o") -> Path:
         probe.touch()
         probe.unlink()
     return path
+
+
+def refuse_unwritable(path: Path, flag: str, folder: bool = False) -> None:
+    """Raises `UserError`, which names the flag, for a place where no file, or no folder with files, can be made. Nothing is made.
+
+    What only an attempt shows, such as a full disk, `checked_folder` and `write_atomic` say.
+    """
+    found = found_at(path)
+    place = path if folder else path.parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if found not in ("nothing", "a folder" if folder else "a file"):
+        reason = f"it is {found}"
+    elif not place.is_dir():
+        reason = os.strerror(errno.ENOTDIR)
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES)
+    else:
+        return
+    raise UserError(f"{'the output folder ' if folder else ''}{path} cannot be written ({reason}); choose another with {flag}")
 
 
 def open_to_others(path: Path) -> bool:
