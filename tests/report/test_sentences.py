@@ -1,17 +1,24 @@
 """A sentence of an audit's report stands only where it is true."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fixtures.pages import DECISIONS
 from fixtures.reports import audit_of, latent_audit, markdown
+from fixtures.runs import gaussian, make_run, swap_runs
+from fixtures.sweeps import swept
 
+from diffleak.comparison.compare import compare
 from diffleak.records.audit import AuditRecord, Gate, Membership, Result
 from diffleak.records.base import Estimate
 from diffleak.records.epsilon import EpsilonRecord
 from diffleak.records.evidence import Evidence, KnownAttack
 from diffleak.records.groups import ExposedGroup, Groups
+from diffleak.records.scores import Unit
+from diffleak.records.sweep import read_sweep
 from diffleak.report import handling
 from diffleak.report.audited import Audited
 from diffleak.report.figures import audit as figures
@@ -20,6 +27,9 @@ from diffleak.report.glossary import TERMS
 from diffleak.report.judgement import with_validity
 from diffleak.report.media.html import PICTURE
 from diffleak.report.media.latex import results_latex
+from diffleak.report.pages import audit as audit_page
+from diffleak.report.pages import comparison as comparison_page
+from diffleak.report.pages import sweep as sweep_page
 from diffleak.report.section import Facts, Sentences, Tabulated
 from diffleak.report.sections.audit import (
     attacks,
@@ -279,3 +289,36 @@ def test_a_command_that_is_given_is_one_that_a_shell_takes(tmp_path, capsys):
         (folder / name).write_text(content)
     refresh_report(folder)
     assert f"diffleak report '{folder}' --thumbnails writes it" in capsys.readouterr().err
+
+
+OF_IMAGES = re.compile(r"Images of the group|score of its images|complexity of the images|image by image|per image")  # of groups, too
+
+
+@pytest.mark.parametrize("kind", ["audit", "compare", "sweep", "swap"])
+def test_hints_of_columns_speak_of_what_is_counted(tmp_path, leak, kind):
+    """Where groups are counted, of groups; of images there is no other hint than without groups."""
+
+    def hints(unit: Unit) -> str:
+        if kind == "audit":
+            record = in_divisions(one_excess(leak), "sima")
+            of = record.model_copy(update={"results": (*record.results, *calibrated_under_masks().results)})
+            page = audit_page.page(with_split(of, unit=unit))
+        elif kind == "sweep":
+            counts = {} if unit == "image" else {"group": "person"}
+            page = sweep_page.page(read_sweep(swept(tmp_path / unit, **counts)))
+        else:
+            together = {} if unit == "image" else {"groups": np.arange(800) // 4}
+            if kind == "swap":
+                one, two, halves = swap_runs(tmp_path / unit, 1.5, 3.0, **together)
+                page = comparison_page.page(compare([f"dual={one},{two}", str(one)], halves=halves))
+            else:
+                runs = [make_run(tmp_path / unit / name, {"sima": gaussian(1.0)}, seed=seed, **together) for seed, name in enumerate("ab")]
+                page = comparison_page.page(compare(list(map(str, runs))))
+        tables = [block.table for section in page.sections for block in section.blocks if isinstance(block, Tabulated)]
+        found = " / ".join(column.hint for each in tables for column in each.columns)
+        assert tables and not re.search(r"\{\w*\}", found)
+        return found
+
+    said, of_images = hints("group"), hints("image")
+    assert not re.search(r"\b[Ii]mages?\b", OF_IMAGES.sub("", said)), said
+    assert "group" in said and "groups of members" not in of_images and "held-out group" not in of_images

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from markupsafe import Markup, escape
 
 from diffleak.errors import visible
-from diffleak.report.table import ORACLE_NOTE, Table
+from diffleak.report.table import Table
 from diffleak.report.wording import moment
 
 Where = Literal["everywhere", "page", "text", "terminal", "file"]  # page: HTML; text: terminal and Markdown; file: HTML and Markdown
@@ -69,7 +69,7 @@ class Tabulated:
     @property
     def remarks(self) -> tuple[str, ...]:
         """The sentences of a page on the whole table."""
-        return (*((ORACLE_NOTE,) if self.table.oracle else ()), *self.notes)
+        return (*((self.table.oracle,) if self.table.oracle else ()), *self.notes)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ from typing import Any, Literal, TypeVar
 from diffleak.errors import visible
 from diffleak.records.audit import AuditRecord, Gain, RateAtFNR, RateAtFPR, Result
 from diffleak.records.base import Estimate
+from diffleak.records.scores import Unit
 from diffleak.report.selection import shown
-from diffleak.report.wording import count, interval, percent, signed, signed_interval
+from diffleak.report.wording import count, counted, interval, percent, signed, signed_interval
 from diffleak.stats.evaluation import NEEDS_ALL
 from diffleak.stats.metrics import FEW
 
 NOT_ESTIMABLE = "n/e"
-MASKED = "masked minus unmasked on the same test images. In brackets: 95 % interval."
+MASKED = "masked minus unmasked on the same test {several}. In brackets: 95 % interval."
 TIMESTEP = "The timestep, or setting; chosen on the calibrate part where there is one."
 R = TypeVar("R")
 ORACLE_NOTE = (
-    "Oracle AUC: the best timestep or setting picked on the test images themselves, as papers do. "
+    "Oracle AUC: the best timestep or setting picked on the test {several} themselves, as papers do. "
     "It is too high, and given only for comparison with their tables."
 )
 
@@ -39,9 +40,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `lines` are its title, `importance` decides what a narrow terminal leaves out (1 stays longest).
+    """A column; `lines` are its title, `hint` says what it holds, with {members} and other names of `Counted` for what is counted.
 
-    A `faint` column is for comparison only, a `left` one holds words, and one of `how` a sentence. `width` is the least in a terminal.
+    `importance` decides what a narrow terminal leaves out (1 stays longest). A `faint` column is for comparison only, a `left` one holds
+    words, and one of `how` a sentence. `width` is the least in a terminal.
     """
 
     lines: tuple[str, ...]
@@ -75,21 +77,25 @@ class Table:
     notes: tuple[str, ...]
 
     @property
-    def oracle(self) -> bool:
-        """True where a column needs the note on the oracle."""
-        return any(column.look == "faint" for column in self.columns)
+    def oracle(self) -> str:
+        """The note on the oracle; empty where no column needs it."""
+        return next((column.hint for column in self.columns if column.look == "faint"), "")
 
 
 def table(record: AuditRecord) -> Table:
     """The main table: what each attack that is shown achieves."""
     results = shown(record)
     head = lambda r: (r.attack, r.access, r.attack == record.headline and r.leads)
-    return tabulate(results, columns(results), head)
+    return tabulate(results, columns(results), head, record.split.unit)
 
 
-def tabulate(results: Sequence[R], drawn: tuple[Column, ...], head: Callable[[R], tuple[str, str, bool]]) -> Table:
-    """A row per result; `head` gives its name, small print and whether it is marked. Equal reasons share one footnote."""
+def tabulate(results: Sequence[R], drawn: tuple[Column, ...], head: Callable[[R], tuple[str, str, bool]], unit: Unit = "image") -> Table:
+    """A row per result; `head` gives its name, small print and whether it is marked. Equal reasons share one footnote.
+
+    unit: what the results count, in the words of hints.
+    """
     notes: list[str] = []
+    drawn = tuple(replace(column, hint=counted(unit).filled(column.hint)) for column in drawn)
 
     def numbered(column: Column, cell: Cell) -> Cell:
         if not cell.reason:
@@ -225,13 +231,13 @@ def _oracle(result: Result) -> Cell:
 
 
 COLUMNS = (
-    Column(("AUC",), "How often the attack picks the member out of a pair; 0.5 is guessing. In brackets: 95 % interval.", 1, auc_cell),
-    Column(("TPR at", "10 % FPR"), "Share of members caught when 10 % of the held-out images raise a false alarm.", 6, tpr_cell(0.1)),
-    Column(("TPR at", "1 % FPR"), "Share of members caught when 1 % of the held-out images raise a false alarm.", 2, tpr_cell(0.01)),
-    Column(("TPR at", "0.1 % FPR"), "Share of members caught when 1 in 1,000 held-out images raises a false alarm.", 7, tpr_cell(0.001)),
+    Column(("AUC",), "How often the attack picks the {member} out of a pair; 0.5 is guessing. In brackets: 95 % interval.", 1, auc_cell),
+    Column(("TPR at", "10 % FPR"), "Share of {members} caught when 10 % of the {all_held_out} raise a false alarm.", 6, tpr_cell(0.1)),
+    Column(("TPR at", "1 % FPR"), "Share of {members} caught when 1 % of the {all_held_out} raise a false alarm.", 2, tpr_cell(0.01)),
+    Column(("TPR at", "0.1 % FPR"), "Share of {members} caught when 1 in 1,000 {all_held_out} raises a false alarm.", 7, tpr_cell(0.001)),
     Column(
         ("TNR at", "1 % FNR"),
-        "Share of held-out images that are cleared when 1 % of the members are missed.",
+        "Share of {all_held_out} that are cleared when 1 % of the {members} are missed.",
         8,
         tnr_cell,
     ),

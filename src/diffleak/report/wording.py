@@ -15,20 +15,28 @@ NAMED = 6  # class names that are written out
 
 
 class Counted(NamedTuple):
-    """What an audit counts: how one is called on either side, and several."""
+    """What an audit counts: how one is called, and several, on either side and on any."""
 
     member: str
     members: str
     held_out: str
     all_held_out: str
+    one: str
+    several: str
+
+    def filled(self, text: str) -> str:
+        """A text with {members} and the other names above in it, in these words."""
+        for name, words in self._asdict().items():
+            text = text.replace(f"{{{name}}}", words)
+        return text
 
     def sides(self, members: int, nonmembers: int) -> str:
         """1600 members, 1600 held-out images"""
         return f"{one_or_more(members, self.member, self.members)}, {one_or_more(nonmembers, self.held_out, self.all_held_out)}"
 
 
-IMAGES = Counted("member", "members", "held-out image", "held-out images")
-GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups")
+IMAGES = Counted("member", "members", "held-out image", "held-out images", "image", "images")
+GROUPS = Counted("group of members", "groups of members", "held-out group", "held-out groups", "group", "groups")
 
 
 def counted(unit: Unit) -> Counted:

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from diffleak.errors import visible
 from diffleak.report.section import Facts, Page, Section, Sentences, Tabulated
-from diffleak.report.table import ORACLE_NOTE, Row
+from diffleak.report.table import Row
 
 
 def to_markdown(page: Page) -> str:
@@ -47,7 +47,7 @@ def _table(block: Tabulated) -> list[str]:
     content = block.table
     lines = [f"| {block.first} | " + " | ".join(escape(c.title) for c in content.columns) + " |"]
     lines += ["| :-- |" + " --: |" * len(content.columns), *map(_row, content.rows)]
-    legend = " ".join(filter(None, [block.legend, ORACLE_NOTE if content.oracle else ""]))
+    legend = " ".join(filter(None, [block.legend, content.oracle]))
     notes = "\n".join(f"{i}. {escape(note)}" for i, note in enumerate(content.notes, 1))
     return list(filter(None, ["\n".join(lines), legend, notes]))
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from diffleak.errors import visible
 from diffleak.report.section import Page, Section, Sentences, Tabulated
-from diffleak.report.table import ORACLE_NOTE, Cell, Column
+from diffleak.report.table import Cell, Column
 
 COLOURS = {
     "leak": "bold red",
@@ -80,7 +80,7 @@ def _print_table(block: Tabulated, console: Console) -> None:
         if any(row.cells[content.columns.index(c)].note == i for row in content.rows for c in shown):
             say(f"({i}) {note}", "dim")
     if any(c.look == "faint" for c in shown):
-        say(ORACLE_NOTE, "dim")
+        say(content.oracle, "dim")
 
 
 def _fitting(block: Tabulated, console: Console) -> tuple[Column, ...]:

@@ -262,7 +262,10 @@ def _images(record: InquiryRecord) -> Section | None:
     ranked = sorted(listed, key=lambda each: (each.p_value, each.q_value))
     columns = (
         Column(
-            ("p-value",), "How often an image that is not in the training set scores as high.", 1, lambda each: Cell(number(each.p_value))
+            ("p-value",),
+            f"How often {'a group' if said is GROUPS else 'an image'} that is not in the training set scores as high.",
+            1,
+            lambda each: Cell(number(each.p_value)),
         ),
         Column(
             ("q-value",),

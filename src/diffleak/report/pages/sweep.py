@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from diffleak.errors import one_or_more, visible
 from diffleak.records.digests import FILE as DIGESTS
 from diffleak.records.gate import Gated
+from diffleak.records.scores import Unit
 from diffleak.records.sweep import Point, SweepRecord
 from diffleak.records.variants import speaks_of
 from diffleak.report.judgement import EXCESS_TO_CHECK, TO_CHECK, Verdict, reversed_by
@@ -12,7 +13,7 @@ from diffleak.report.section import Block, Facts, Page, Section, Sentences, Tabu
 from diffleak.report.sections import FOR_THE_FILE, LINE, glossary, limits, reproduce, verdict, warnings
 from diffleak.report.sections.audit.gates import checked, sentence
 from diffleak.report.table import Cell, Column, Table, difference_cell, estimate_cell, rate_cell, tabulate
-from diffleak.report.wording import GROUPS, IMAGES, count, entries, interval, medians, moment
+from diffleak.report.wording import count, counted, entries, interval, medians, moment
 from diffleak.stats.evaluation import REPEATS, SMALL_SIDE
 
 GLOSSARY = entries("""
@@ -66,7 +67,11 @@ def _counted(record: SweepRecord, what: str) -> str:
 
 
 def _sides(record: SweepRecord) -> str:
-    return (IMAGES if record.settings.get("group") is None else GROUPS).sides(record.members, record.nonmembers)
+    return counted(_unit(record)).sides(record.members, record.nonmembers)
+
+
+def _unit(record: SweepRecord) -> Unit:
+    return "image" if record.settings.get("group") is None else "group"
 
 
 def judged(record: SweepRecord) -> Verdict:
@@ -159,9 +164,9 @@ def _table(record: SweepRecord) -> Section:
     limit = lambda p: Cell("met" if p.passed else f"{sum(not gate.passed for gate in p.gates)} of {len(p.gates)} failed")
     gated = (Column(("Limits",), "Whether every limit is met.", 2, limit, look="left"),) if record.limited else ()
     against = lambda p: difference_cell(p.difference.auc) if p.difference else Cell("-")
-    part = "On the test part." if record.chosen_on == "calibrate" else "On all images."
+    part = "On the test part." if record.chosen_on == "calibrate" else "On all {several}."
     steps = Column(("Step",), f"From {record.step_source}.", 1, lambda p: Cell(count(p.step)))
-    before = Column(("AUC difference", "to the one before"), "On the same images, paired.", 4, against)
+    before = Column(("AUC difference", "to the one before"), "On the same {several}, paired.", 4, against)
     columns = (
         *((steps,) if record.step_source else ()),
         Column(("AUC",), f"{part} In brackets: 95 % interval.", 1, lambda p: estimate_cell(p.auc)),
@@ -170,8 +175,8 @@ def _table(record: SweepRecord) -> Section:
         Column(("Attack",), f"The strongest on {_chosen_on(record)}.", 2, lambda p: Cell(visible(p.attack)), look="left"),
         *gated,
     )
-    last = record.last_passing
-    made: Table = tabulate(record.points, columns, lambda p: (p.name, p.checkpoint, p.name == last))
+    last, unit = record.last_passing, _unit(record)
+    made: Table = tabulate(record.points, columns, lambda p: (p.name, p.checkpoint, p.name == last), unit)
     few = record.chosen_on == "calibrate" and min(record.members, record.nonmembers) < SMALL_SIDE
     said = ("A row per checkpoint. Small print: 95 % intervals.", *medians(REPEATS if few else 1))
     caption = " ".join((*said, "Marked: the last within every limit.") if last else said)

@@ -11,7 +11,8 @@ from diffleak.stats.calibration import PLAIN, WORDS
 
 TITLE = "Calibrated by complexity"
 FPR = 0.01
-DIFFERENCE = "the calibrated attack minus the same attack without calibration, on the same test images. In brackets: 95 % interval."
+CAUGHT = "Share of {members} caught at 1 % false alarms"
+DIFFERENCE = "the calibrated attack minus the same attack without calibration, on the same test {several}. In brackets: 95 % interval."
 
 
 def section(audit: Audited) -> Section | None:
@@ -22,7 +23,7 @@ def section(audit: Audited) -> Section | None:
     results = tuple(r for r in every if r.complexity != PLAIN)
     if not results:
         return Section("calibrated", TITLE, (Sentences(sentences(audit.record), listed=False),), TITLE, TITLE)
-    content = tabulate(results, _columns(audit.record), lambda r: (_label(r), "", False))
+    content = tabulate(results, _columns(audit.record), lambda r: (_label(r), "", False), audit.record.split.unit)
     why = (
         "A simple image gets a high score in any model. Its compressed sizes and the energy of its frequencies measure how simple it is. A "
         "regression on the held-out images of the calibrate part predicts the score from them, and the prediction is subtracted. That "
@@ -71,8 +72,8 @@ def _columns(record: AuditRecord) -> tuple[Column, ...]:
         Column(("AUC", "plain"), "The attack as it is.", 4, before(auc_cell)),
         Column(("AUC", "calibrated"), "The scores of the attack minus those that the complexity of the images predicts.", 1, auc_cell),
         Column(("AUC", "difference"), f"AUC, {DIFFERENCE}", 2, auc),
-        Column(("TPR at 1 % FPR", "plain"), "Members caught at 1 % false alarms by the attack as it is.", 6, before(tpr_cell(FPR))),
-        Column(("TPR at 1 % FPR", "calibrated"), "Members caught at 1 % false alarms by the calibrated attack.", 3, tpr_cell(FPR)),
+        Column(("TPR at 1 % FPR", "plain"), f"{CAUGHT} by the attack as it is.", 6, before(tpr_cell(FPR))),
+        Column(("TPR at 1 % FPR", "calibrated"), f"{CAUGHT} by the calibrated attack.", 3, tpr_cell(FPR)),
         Column(("TPR at 1 % FPR", "difference (points)"), points, 5, tpr),
         Column(("Taken out",), f"What the calibrate part chose{often}.", 7, lambda r: Cell(taken_out(r))),
     )

@@ -253,7 +253,7 @@ def controls_table(record: AuditRecord) -> Table | None:
     by_auc, by_asr, by_tpr = differences((2, 4, 6))
     mask = lambda r: Cell("unmasked" if r.mask is None else visible(r.mask))
     drawn = (Column(("Mask",), "Which latent coordinates are left out.", 1, mask), auc, by_auc, asr, by_asr, tpr, by_tpr)
-    return tabulate(rows, drawn, lambda r: (r.base, "", r.mask is None)) if rows else None
+    return tabulate(rows, drawn, lambda r: (r.base, "", r.mask is None), record.split.unit) if rows else None
 
 
 def filters_table(record: AuditRecord) -> Table | None:

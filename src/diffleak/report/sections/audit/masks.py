@@ -48,7 +48,7 @@ def section(audit: Audited) -> Section | None:
 def masks_table(record: AuditRecord) -> Table | None:
     """The gain of each attack by each mask; None for a record without masked results."""
     results = selection.masked(record)
-    return tabulate(results, _columns(record), lambda r: (r.base, "", False)) if results else None
+    return tabulate(results, _columns(record), lambda r: (r.base, "", False), record.split.unit) if results else None
 
 
 def _columns(record: AuditRecord) -> tuple[Column, ...]:

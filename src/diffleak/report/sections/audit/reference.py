@@ -12,7 +12,7 @@ from diffleak.report.table import Column, auc_cell, cell_or, gain_cell, tabulate
 from diffleak.report.wording import medians
 
 TITLE = "Beyond the reference"
-DIFFERENCE = "the audited model minus the reference on the same test images. In brackets: 95 % interval."
+DIFFERENCE = "the audited model minus the reference on the same test {several}. In brackets: 95 % interval."
 
 
 def section(audit: Audited) -> Section | None:
@@ -20,7 +20,7 @@ def section(audit: Audited) -> Section | None:
     rows = tuple(r for r in audit.record.results if r.plain and _of(audit.record, r, "excess"))
     if not rows:
         return None
-    content = tabulate(rows, _columns(audit.record), lambda r: (r.attack, "", False))
+    content = tabulate(rows, _columns(audit.record), lambda r: (r.attack, "", False), audit.record.split.unit)
     name = visible(audit.record.plan.reference or "")
     why = (
         f"Some images look like members to any model, because they are simple. The reference, {name}, was attacked with the same "

@@ -35,13 +35,14 @@ def attacks_table(record: Comparison) -> Table:
     of = lambda pick, pct=False: lambda c: difference_cell(pick(c.result.difference), pct) if c.result.difference else Cell("baseline")
     drawn = (
         Column(("AUC",), "On the test part. In brackets: 95 % interval.", 1, lambda c: estimate_cell(c.result.auc)),
-        Column(("AUC", "difference"), "To the same attack on the baseline, on shared test images.", 2, of(lambda d: d.auc)),
+        Column(("AUC", "difference"), "To the same attack on the baseline, on shared test {several}.", 2, of(lambda d: d.auc)),
         Column(("TPR at", "1 % FPR"), "On the test part.", 3, lambda c: rate_cell(c.result.tpr_at_1pct)),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 4, of(lambda d: d.tpr_at_1pct, True)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 5, of(lambda d: d.tpr_at_10pct, True)),
         Column(("Timestep",), TIMESTEP, 6, lambda c: setting_cell(c.result)),
     )
-    return tabulate(rows, drawn, lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), c.entry.worst_result == c.result))
+    named = lambda c: (f"{c.entry.name}: {c.result.attack}", _run_of(c), c.entry.worst_result == c.result)
+    return tabulate(rows, drawn, named, record.unit)
 
 
 def _run_of(compared: Compared) -> str:
@@ -80,9 +81,9 @@ def entries_table(record: Comparison, names: bool) -> Table:
             1,
             lambda e: estimate_cell(e.worst_result.auc),
         ),
-        Column(("AUC", "difference"), "To the strongest attack on the baseline, on shared test images.", 1, against(lambda d: d.auc)),
+        Column(("AUC", "difference"), "To the strongest attack on the baseline, on shared test {several}.", 1, against(lambda d: d.auc)),
         Column(("Not excluded:", "AUC up to"), "The upper end of the 95 % interval of the AUC.", 4, upper),
-        Column(("TPR at", "1 % FPR"), "Members caught when 1 % of the held-out images raise a false alarm.", 3, caught),
+        Column(("TPR at", "1 % FPR"), "Share of {members} caught when 1 % of the {all_held_out} raise a false alarm.", 3, caught),
         Column(("TPR at 1 % FPR", "difference (points)"), "In points of percent.", 5, rates(lambda d: d.tpr_at_1pct)),
         Column(("TPR at 10 % FPR", "difference (points)"), "In points of percent.", 6, rates(lambda d: d.tpr_at_10pct)),
     )
@@ -91,7 +92,7 @@ def entries_table(record: Comparison, names: bool) -> Table:
     quality = tuple(Column((QUALITY.get(m, visible(m)),), "From quality.json.", 7 + i, _quality(m)) for i, m in enumerate(shown))
     drawn = (*((attack,) if names else ()), *measured, *quality)
     attacked = lambda e: f"{e.worst.attack}, {artefact(e.worst.run)}" if len(e.runs) > 1 else e.worst.attack
-    return tabulate(record.entries, drawn, lambda e: (e.name, attacked(e), False))
+    return tabulate(record.entries, drawn, lambda e: (e.name, attacked(e), False), record.unit)
 
 
 def _quality(name: str) -> Callable[[Entry], Cell]:
@@ -125,7 +126,7 @@ def pooled(record: Comparison) -> Section | None:
         Column(("TPR", "sd (points)"), "Standard deviation over seeds.", 5, lambda p: _spread(p.tpr_spread, 100, 1)),
         Column(("Seeds",), "Number of runs.", 6, lambda p: Cell(str(p.seeds))),
     )
-    made = tabulate(record.pooled, drawn, lambda p: (f"{p.entry}: {p.attack}", "", False))
+    made = tabulate(record.pooled, drawn, lambda p: (f"{p.entry}: {p.attack}", "", False), record.unit)
     return Section("pooled", "Over seeds", (Tabulated(made, caption, FIRST),), "Over seeds", "Over seeds")
 
 

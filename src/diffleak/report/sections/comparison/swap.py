@@ -45,12 +45,12 @@ def swap_table(swap: SwapAudit) -> Table:
     """A row per attack: what both teachers together tell, beside what each tells alone."""
     own = lambda i: lambda r: estimate_cell(r.own[i])
     drawn = (
-        Column(("Swap AUC",), "Of the difference of an image's two scores: first half against second.", 1, lambda r: estimate_cell(r.auc)),
-        Column(("AUC of", "teacher 1"), "Members of its half against held-out images.", 2, own(0)),
-        Column(("AUC of", "teacher 2"), "Members of its half against held-out images.", 3, own(1)),
+        Column(("Swap AUC",), "By the two scores of each {one}: first half against second.", 1, lambda r: estimate_cell(r.auc)),
+        Column(("AUC of", "teacher 1"), "The {members} of its half against {all_held_out}.", 2, own(0)),
+        Column(("AUC of", "teacher 2"), "The {members} of its half against {all_held_out}.", 3, own(1)),
         Column(("Timestep",), "Or setting, of the swap audit, chosen on its calibrate part.", 4, setting_cell),
     )
-    return tabulate(swap.results, drawn, lambda r: (r.attack, "", r.attack == swap.best))
+    return tabulate(swap.results, drawn, lambda r: (r.attack, "", r.attack == swap.best), swap.unit)
 
 
 def swap_sentences(swap: SwapAudit) -> tuple[str, ...]:
