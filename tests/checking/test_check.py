@@ -190,7 +190,7 @@ def test_a_drawn_split_passes(tmp_path):
         (["--members", "m"], "two sides must be given"),
         (["--members", "m", "--nonmembers", "n", "--data", "m"], "not both"),
         (["--members", "m", "--nonmembers", "missing"], "found nothing"),
-        (["--data", "m", "--split", "missing.json"], "cannot be read"),
+        (["--data", "m", "--split", "missing.json"], "--split must be a file; found nothing at missing.json"),
     ],
 )
 def test_sides_that_are_not_given_as_they_should_be_are_refused(sides, capsys, given, said):

@@ -355,7 +355,7 @@ BAD = [
     (["--captions", "own"], "takes no captions; leave out --captions"),
     (["--steps", "2000"], "--steps must lie in [1, 1000]"),
     (["--extractor", "sscd"], "the extractor sscd needs its TorchScript file: sscd:FILE"),
-    (["--extractor", "torchscript:none.pt"], "must be a TorchScript file; there is no file at none.pt"),
+    (["--extractor", "torchscript:none.pt"], "--extractor must be a TorchScript file; found nothing at none.pt"),
     (["--extractor", "pixel"], "pixels"),
     (["--false-copies", "0.9"], "--false-copies must be at most 0.5"),
     (["--members", "digits"], "leave out --members and --nonmembers"),

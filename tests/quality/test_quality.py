@@ -203,17 +203,15 @@ def test_copies_may_be_found_with_another_encoder(capsys, command):
         ("there must be at least 10 real images to compare with; got 9: add more", ["--limit", "9"]),
         ("--steps must lie in [1, 1000], the model's schedule; got 2000", ["--steps", "2000"]),
         ("rounds are an attack on two models that take turns", ["--rounds", "2"]),
-        ("the extractor must be a TorchScript file; there is no file at nowhere.pt", ["--extractor", "nowhere.pt"]),
+        ("--extractor must be a TorchScript file; found nothing at nowhere.pt", ["--extractor", "nowhere.pt"]),
         ("unknown extractor 'incepton'; did you mean 'inception'?", ["--extractor", "incepton"]),
         ("the extractor sscd needs its TorchScript file: sscd:FILE", ["--extractor", "sscd"]),
-        ("the encoder must be a folder or a hub id (owner/name); found nothing at ./nowhere", ["--copy-encoder", "clip:./nowhere"]),
+        ("--copy-encoder must be a folder or a hub id (owner/name); found nothing at ./nowhere", ["--copy-encoder", "clip:./nowhere"]),
         ("--split already says which images are held out and which are training images", ["--reference", "digits"]),
         ("--sampler must be 'ddim', 'ddpm' or 'dpm'; got 'heun'", ["--sampler", "heun"]),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_drawn(capsys, command, tmp_path, message, arguments):
-    if "clip:./nowhere" in arguments:
-        pytest.importorskip("transformers")
     assert message in refused(capsys, *command, *arguments)
     assert not (tmp_path / "out" / "generated").exists()
 
@@ -483,6 +481,14 @@ def test_two_models_that_take_turns_are_drawn_from_in_adaptive_rounds(capsys, mo
     assert code == 0, err
     assert (record["rounds"], record["costs"]["forwards"]) == (2, 12 * (3 + 2))
     assert "two models take turns, one per step; each image was drawn 2 times, with noise added in between" in record["warnings"]
+
+
+def test_an_encoder_that_is_not_there_is_refused_from_python_too():
+    with pytest.raises(UserError, match=r"the extractor must be a TorchScript file; there is no file at nowhere\.pt"):
+        open_extractor("nowhere.pt")
+    pytest.importorskip("transformers")
+    with pytest.raises(UserError, match=r"the encoder must be a folder or a hub id \(owner/name\); found nothing at \./nowhere"):
+        open_extractor("clip:./nowhere")
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])

@@ -58,7 +58,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "hub": (Form(f"a folder or {HUB_ID}", (FOLDER,), hub=True),),
     "listed": (Form(f"a file, a folder or {HUB_ID}", hub=True, names=_listed),),
     "encoder": (
-        Form("a file of TorchScript", (FILE,), names=_of_encoder(("sscd", "torchscript", "inception"))),
+        Form("a TorchScript file", (FILE,), names=_of_encoder(("sscd", "torchscript", "inception"))),
         Form(f"a folder or {HUB_ID}", (FOLDER,), hub=True, names=_of_encoder(("dinov2", "clip", "deit"))),
     ),
 }
