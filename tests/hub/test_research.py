@@ -349,20 +349,35 @@ def test_settings_of_pytorch_ddpm_that_contradict_its_weights_are_refused(place,
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"checkpoint": "none.pt"}, "must be a checkpoint that torch.save wrote"),
+        ({"checkpoint": ""}, "CHECKPOINT must be one file"),
+        ({"settings": "none.json"}, "--settings must be a JSON file"),
+        ({"output": "ddpm.pt"}, "exists: choose another -o"),
+    ],
+)
+def test_inputs_and_outputs_of_a_call_from_python_are_refused_too(place, tmp_path, given, said):
+    paths = {key: place / path for key, path in ({"checkpoint": "ddpm.pt"} | given).items()}
+    with pytest.raises(diffleak.UserError, match=said):
+        convert(**({"output": tmp_path / "m"} | paths))
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{place}/none.pt"], "must be a checkpoint that torch.save wrote"),
-        (["{place}"], "CHECKPOINT must be one file"),
+        (["{place}/none.pt"], "CHECKPOINT must be a file; found nothing at "),
+        (["{place}"], "CHECKPOINT must be a file; found a folder at "),
         (["{place}/cut.pt"], "it is damaged or of another kind"),
         (["{place}/text.pt"], "is another pickle, or damaged"),
-        (["{place}/ddpm.pt", "--settings", "{place}/none.json"], "--settings must be a JSON file"),
+        (["{place}/ddpm.pt", "--settings", "{place}/none.json"], "--settings must be a file; found nothing at "),
         (["{place}/ddpm.pt", "--settings", "{place}/cut.pt"], "must be JSON"),
         (["{place}/ddpm.pt", "--weights", "model"], "which holds net_model, ema_model; got model"),
         (["{place}/guided.pt", "--weights", "ema"], "--weights chooses among the networks of a checkpoint"),
         (["{place}/two.pt"], "holds 2 networks (a, b): choose one of them with --weights NAME"),
         (["{place}/empty.pt"], "it holds no weights"),
         (["{place}/ddpm.pt", "-o", "{place}/ddpm"], " exists: choose another -o"),
-        (["{place}/ddpm.pt", "-o", "{place}/text.pt"], " exists: choose another -o"),
+        (["{place}/ddpm.pt", "-o", "{place}/text.pt"], "cannot be written (it is a file); choose another with -o"),
         (["{place}/ddpm.pt", "-o", "{place}/text.pt/m"], "cannot be written"),
     ],
 )
