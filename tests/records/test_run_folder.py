@@ -1,5 +1,7 @@
 """What lies in a run folder is checked when it is read back."""
 
+import shutil
+
 import numpy as np
 import pytest
 from fixtures.reports import audit_of, latent_audit
@@ -131,6 +133,12 @@ def test_the_folder_of_a_model_is_refused_unless_results_lie_there_already(tmp_p
     with pytest.raises(UserError, match=r"is the folder of a model"):
         refuse_model(tmp_path / "own", "check.json")
     refuse_other_command(tmp_path / "own", "train.json")  # which says itself if it resumes or is another one's
+    for own, run in (("sweep.json", "a"), ("lora.json", "audits/a"), ("lora.json", "drawings/a/generated")):
+        if file != "train.json":  # in whose folder these were refused by earlier versions, too
+            (tmp_path / "own" / run).mkdir(parents=True)
+            (tmp_path / "own" / run / "plan.json").write_text("{}")
+            refuse_other_command(tmp_path / "own", own)
+            shutil.rmtree(tmp_path / "own" / run)
     (tmp_path / "own" / "plan.json").write_text("{}")
     for own in ("audit.json", "inquiry.json", "quality.json"):
         refuse_other_command(tmp_path / "own", own)  # an earlier version began there

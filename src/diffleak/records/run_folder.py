@@ -30,6 +30,10 @@ ALONE = {
     TRAINED: "a trained model",
 }
 MAIN = {AUDIT: "an audit", INQUIRY: "an inquiry", PLAN: "a run"}
+RUNS = {  # of a command whose folder has no plan of its own, the plans of its runs
+    "sweep.json": (f"*/{PLAN}",),
+    "lora.json": (f"*/*/{PLAN}", f"*/*/{DRAWN}/{PLAN}"),
+}
 WEIGHTS = (".safetensors", *PICKLES)  # by which a folder is a model's, or one in it
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
@@ -62,6 +66,9 @@ def refuse_model(folder: Path | None, own: str) -> None:
     there = lambda name: folder is not None and found_at(Path(folder) / name) == "a file"
     if folder is None or any(map(there, (own, PLAN, f"{DRAWN}/{PLAN}"))):
         return
+    with suppress(OSError):  # a name that no system takes
+        if any(any(Path(folder).glob(run)) for run in RUNS.get(own, ())):
+            return
     if found := TRAINED if there(TRAINED) else next(_weights(Path(folder)), None):
         raise UserError(f"{folder} is the folder of a model ({found}); choose another -o")
 
