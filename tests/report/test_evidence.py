@@ -752,6 +752,14 @@ def test_all_images_were_tested_where_there_are_no_others(leak):
     assert glance.not_tested(record)[2] == "Other images: all 600 training images were tested."
 
 
+@pytest.mark.parametrize(("status", "end"), [("taken on trust", "is taken on trust."), ("contradicted, ignored", "not the same images.")])
+def test_as_many_as_were_trained_on_need_not_be_those(leak, status, end):
+    membership = Membership(source="the two sides", status=status, reason="they differ", model_split="split.json")
+    record = other(leak[0], evidence=evidence(training_images=leak[0].split.members), membership=membership)
+    said = glance.not_tested(record)[2]
+    assert "all 600" not in said and "600 training images were tested, as many as the model was trained on" in said and said.endswith(end)
+
+
 def test_what_an_attack_looks_at_is_said_without_its_parameters():
     for row in listing():
         assert "`" not in row["about"] and re.fullmatch(r"(How|The same as) [^.]+\. [A-Z][^.]+ means? member\.", row["about"]), row["about"]

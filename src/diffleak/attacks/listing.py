@@ -2,13 +2,21 @@
 
 from typing import Any
 
+import numpy as np
+
 from diffleak.attacks import ATTACKS
 from diffleak.attacks.base import SWEEP, written
-from diffleak.attacks.spec import FLOW_SWEEP
+from diffleak.attacks.spec import FLOW_SWEEP, fit_to_schedule
+from diffleak.diffusion.schedule import Schedule
+
+USUAL = Schedule(np.linspace(1, 0, 1001)[1:])  # only its length matters, 1000
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row per attack: name, access, what a small or large statistic means, default parameters, queries, source."""
+    """One row per attack: name, access, what a small or large statistic means, default parameters, queries, source.
+
+    The queries of the default sweep are those of the timesteps at which the attack is defined.
+    """
     rows = []
     for name, kind in ATTACKS.items():
         attack = kind()
@@ -18,7 +26,7 @@ def listing() -> list[dict[str, Any]]:
                 "access": attack.access,
                 "member_is": attack.direction,
                 "parameters": attack.parameters(),
-                "queries_default_sweep": attack.queries,
+                "queries_default_sweep": fit_to_schedule(attack, USUAL).queries,
                 "queries_one_timestep": attack.queries if attack.rule else kind(timesteps=(attack.published_timestep or 100,)).queries,
                 "published_timestep": attack.published_timestep,
                 "about": (kind.__doc__ or "").split("\n")[0],

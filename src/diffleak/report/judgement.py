@@ -236,7 +236,7 @@ def widened_low(auc: Estimate, tries: int) -> float:
 
 def _picks(result: Result, words: Counted) -> str:
     value, ends = spoken(result.auc)
-    pair = f"Given one {words.member} and one {words.held_out}, the attack {visible(result.attack)} picks the {words.member}"
+    pair = f"Given one {words.member} and one {words.held_out}, the attack named {visible(result.attack)} picks the {words.member}"
     few = "images or people" if words is IMAGES else "groups"
     about = f"This is about pairs: it does not mean that {value} of the {few} can be identified."
     return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {about}"

@@ -15,7 +15,8 @@ from diffleak.report.wording import count, entries
 GLOSSARY = entries("""
     Member | an image the model was trained on; a held-out image comes from the same source but was not used for training.
     AUC | how often an attack ranks a random member above a random held-out image; 0.5 is guessing, 1 is always right.
-    Baseline | the first of the models, which the others are compared with.
+    Entry | one of the things that are compared: a name, and the audits that were given for it.
+    Baseline | the first entry, which the others are compared with.
     AUC difference | the AUC on an entry minus that on the baseline, on the same images; below 0 the entry leaks less.
     Teacher | one of the two models that a defence trains, each on one half of the members.
     TPR at 1 % FPR | share of members an attack catches when it may raise a false alarm for 1 % of the held-out images.

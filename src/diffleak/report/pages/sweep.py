@@ -31,6 +31,10 @@ SEVERAL = entries("""
     Many looks. | {points} checkpoints were audited, and the intervals are not widened for that.
     The steps between. | The curve says nothing about a checkpoint that was not audited.
 """)
+UNLIMITED = (
+    "The audits had no limit, so this answer names no checkpoint: diffleak gate with this folder and --max-auc names "
+    "the last within a limit."
+)
 CHOSEN = entries("""
     The choice. | The last checkpoint within the limits is chosen among {points}, which makes it look a little better than it is.
 """)
@@ -83,7 +87,7 @@ def judged(record: SweepRecord) -> Verdict:
     if not record.limited:
         title = f"AUC by training step: {_auc(first)} at the first checkpoint, {_auc(last)} at the last"
         title = f"AUC of the one checkpoint: {_auc(first)}" if one else title
-        return Verdict("undecided", title, (*moves, chosen), last.attack)
+        return Verdict("undecided", title, (*moves, chosen, UNLIMITED), last.attack)
     if record.last_passing is None:
         title = "The one checkpoint is not within the limits" if one else "No checkpoint is within the limits"
         return Verdict("leak", title, (*moves, chosen), last.attack)

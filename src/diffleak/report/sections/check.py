@@ -28,7 +28,11 @@ def verdict(record: CheckRecord) -> Verdict:
         return Verdict("invalid", "Not fair: an audit of these two sides would be invalid.", sentences)
     if record.duplicates.near_across or finding(blind) != "alike":
         return Verdict("undecided", "These two sides can be audited, with a reservation.", sentences)
-    return Verdict("no-leak-found", "Nothing was found that speaks against an audit of these two sides.", sentences)
+    return Verdict(
+        "no-leak-found",
+        "These two sides can be audited: no copies across them and no difference in pixel statistics were found.",
+        sentences,
+    )
 
 
 def too_few(record: CheckRecord) -> bool:

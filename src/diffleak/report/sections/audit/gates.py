@@ -20,7 +20,7 @@ MET = {
     "max_epsilon": "A limit on epsilon is met if the lower bound is at or below it. The true epsilon may still be above it.",
 }
 PROVES_NOTHING = "; the true epsilon may still be above it"
-EXCESS = " Of the excess over a reference only the upper end counts: an AUC far below 0.5 is a leak of the reference."
+EXCESS = " Of the excess over a reference only the upper end counts: an AUC far below 0.5 does not speak of a leak that this model adds."
 OUTDATED = "diffleak gate checked an earlier record of this folder: repeat it"
 
 

@@ -24,6 +24,10 @@ LIMITED = {
     "max_epsilon": "epsilon",
 }
 UNTESTED = "What was not tested"
+UNCONFIRMED = {
+    "taken on trust": "that they are the same images is taken on trust",
+    "contradicted, ignored": "the model's own split.json says that they are not the same images",
+}
 NEEDS = {
     "black-box": "images that the model draws for a caption of the attacker's (for noise_probe from the attacker's noise, too), and the "
     "image in question",
@@ -67,6 +71,8 @@ def not_tested(record: AuditRecord) -> tuple[str, ...]:
         images = f"{trained(record)} were tested. It is not known how many images the model was trained on; nothing is shown for others."
     elif size == count(record.plan.n_members):
         images = f"all {trained(record)} were tested."
+        if record.membership and record.membership.status != "confirmed":
+            images = f"{trained(record)} were tested, as many as the model was trained on; {UNCONFIRMED[record.membership.status]}."
     return (
         f"Attacks not run: {missing(record)} Attacks that train models of their own (shadow models) are not part of diffleak.",
         "Copies: this audit does not say whether the model reproduces its training images; diffleak quality and diffleak extract do.",

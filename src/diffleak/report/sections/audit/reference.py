@@ -12,6 +12,7 @@ from diffleak.report.table import Column, auc_cell, cell_or, gain_cell, tabulate
 from diffleak.report.wording import medians
 
 TITLE = "Beyond the reference"
+HIGHER = "That can happen if the reference was trained on the members, if the sides are swapped, or by chance."
 DIFFERENCE = "the audited model minus the reference on the same test {several}. In brackets: 95 % interval."
 
 
@@ -77,7 +78,7 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
         f"Members stand out more in the audited model than in its reference, {visible(record.plan.reference or '')}, for {higher} of "
         f"{attacks} (the interval of the AUC difference lies above 0), and less for {lower} (it lies below 0).",
         f"On the excess over the reference, {better} of {attacks} {tell} members apart better than by guessing"
-        + (f". For {worse}, held-out images rank higher, which happens if the reference was trained on the members." if worse else "."),
+        + (f". For {worse}, held-out images rank higher. {HIGHER}" if worse else "."),
         *medians(record.split.repeats),
     )
 
