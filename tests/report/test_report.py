@@ -66,7 +66,7 @@ def terminal(record, width, encoding="utf-8"):
 def test_an_interval_above_one_half_is_a_leak_said_in_plain_words(leak):
     judged = verdict(leak[0])
     assert (judged.level, judged.attack) == ("leak", "sima")
-    said = r"the attack sima picks the member 8\d.\d % of the time \(95 % interval .* to .* %; 50 % is guessing\)"
+    said = r"the attack named sima picks the member 8\d.\d % of the time \(95 % interval .* to .* %; 50 % is guessing\)"
     assert re.search(said, judged.sentences[0])
     assert re.search(r"At 1 % false alarms it catches \d+ % of the members", judged.sentences[1])
 
