@@ -489,7 +489,7 @@ def test_without_quality_files_the_page_says_how_to_get_them(runs):
     record = compare(names(runs / "undefended", runs / "defended"))
     assert record.quality_metric is None and record.quality_reason == "no entry has a quality.json"
     page = to_html(comparison.page(record))
-    assert "diffleak quality MODEL --real DATA -o RUN" in page and "privacy-quality" not in page
+    assert "diffleak quality MODEL --real HELDOUT --training TRAIN -o RUN" in page and "privacy-quality" not in page
 
 
 def test_quality_is_read_from_the_first_run_that_has_it_or_from_the_file_named(runs, tmp_path):

@@ -219,7 +219,7 @@ def test_bad_input_is_one_line_before_anything_is_drawn(capsys, command, tmp_pat
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("real images are needed to compare with: give --real DATA, or --data DATA with --split FILE", []),
+        ("real images are needed to compare with: give --real HELDOUT, or --data DATA with --split FILE", []),
         ("--data and --split belong together", ["--data", "digits"]),
         ("--scores needs to know who is a member: give --data DATA and --split FILE", ["--reference", "digits", "--scores"]),
         ("--scores writes a file: give -o DIR", ["--data", "digits", "--split", "split.json", "--scores"]),

@@ -75,7 +75,7 @@ class QualityConfig(ModelConfig, DataConfig):
                 "--split already says which images are held out and which are training images: leave out --real and --training"
             )
         if not (self.split or self.reference):
-            raise ValueError("real images are needed to compare with: give --real DATA, or --data DATA with --split FILE")
+            raise ValueError("real images are needed to compare with: give --real HELDOUT, or --data DATA with --split FILE")
         if self.captions and self.prompts:
             raise ValueError("--captions takes the texts from the real images and --prompts from a file: give one of them")
         if self.scores and not self.split:

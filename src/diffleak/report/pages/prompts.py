@@ -13,6 +13,8 @@ from diffleak.report.wording import entries
 GLOSSARY = entries("""
     Memorised | for such a prompt the model draws (nearly) the same image every time: one that it was trained on.
     Ordinary | a prompt of the same kind that the model was not trained on, or for which it draws something new.
+    Magnitude, t-error | two measures of what the model does while it draws. Magnitude: how far the prompt moves the prediction; large
+        speaks for memorised. t-error: how far the model is from finding its way back to what it drew; small speaks for memorised.
     Noise norm, alignment | two measures of how a prompt changes the prediction for pure noise. Noise norm: the size of this change
         at the first step. Alignment: how similar its direction is, at a late step, to that of the prediction without a prompt. They
         need no image. Their sum has a weight that is chosen

@@ -29,8 +29,8 @@ UNCONFIRMED = {
     "contradicted, ignored": "the model's own split.json says that they are not the same images",
 }
 NEEDS = {
-    "black-box": "images that the model draws for a caption of the attacker's (for noise_probe from the attacker's noise, too), and the "
-    "image in question",
+    "black-box": "images that the model draws for a caption that the attacker chooses (for noise_probe the attacker must also choose the "
+    "noise that a drawing starts from), and the image in question",
     "grey-box": "the model's predictions for the image in question, which anyone who has the weights can compute",
     "white-box": "the weights, and the image in question",
 }

@@ -29,7 +29,7 @@ def _bars(record: Comparison) -> tuple[Block, ...]:
     return prose(read), drawn("forest", forest=found), *((missing,) if found.unknown else ())
 
 
-HOW_TO_QUALITY = "diffleak quality MODEL --real DATA -o RUN"
+HOW_TO_QUALITY = "diffleak quality MODEL --real HELDOUT --training TRAIN -o RUN"
 
 
 def quality(record: Comparison) -> Section:

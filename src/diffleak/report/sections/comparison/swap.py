@@ -31,8 +31,8 @@ def _caption(swap: SwapAudit) -> str:
     return (
         f"Swap AUC: each {of} has a difference, its score on teacher 1 minus that on teacher 2. How often is it higher for {an} {of} of "
         f"the first half ({count(swap.tested[0])} tested) than for one of the second ({count(swap.tested[1])} tested)? Every image is a "
-        "member of one teacher and held out from the other, so its own difficulty cancels out. Beside it, the ordinary AUC of each teacher "
-        "on its own half, against "
+        "member of one teacher and held out from the other, so how simple the image is cancels out. Beside it, the ordinary "
+        "AUC of each teacher on its own half, against "
         f"{first}{f' and {second}' if second != first else ''} held-out {of}s."
         f"{' Near-duplicates of a half count as one image.' if swap.unit == 'cluster' else ''}"
         f"{' A group has the mean of the scores of its images.' if swap.unit == 'group' else ''}"
