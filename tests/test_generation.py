@@ -18,6 +18,7 @@ from diffleak.diffusion.denoiser import Counted, Denoiser, Guided
 from diffleak.diffusion.dual import Dual
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
+from diffleak.diffusion.schedule import Schedule
 from diffleak.diffusion.target import Target
 from diffleak.errors import UserError
 from diffleak.generation import CHUNK, generate, plan_drawing
@@ -109,6 +110,8 @@ def test_a_class_conditional_model_draws_given_classes_and_all_of_them_by_defaul
     assert generate(target, 4, steps=2).shape == first.shape
     with pytest.raises(UserError, match=r"labels must be 4 numbers in \[0, 10\); got 4 from 10 to 10"):
         generate(target, 4, steps=2, labels=np.full(4, 10))
+    with pytest.raises(UserError, match=r"labels must be 4 numbers in \[0, 10\); got 0$"):
+        generate(target, 4, steps=2, labels=np.zeros(0, dtype=np.int64))
 
 
 def test_an_image_of_a_memoriser_is_one_of_its_points() -> None:
@@ -156,6 +159,12 @@ def test_numbers_that_are_not_finite_are_refused_with_the_image() -> None:
         UserError, match="the model must draw finite numbers; image 0 of seed 0 has NaN or infinity: check what it computes"
     ):
         generate(analytic(broken), 2, steps=2)
+
+
+def test_another_sampler_is_advised_where_there_is_one() -> None:
+    for schedule, more in ((SCHEDULE, ", or use another sampler$"), (Schedule.flow(np.arange(1, 101) / 100, 100), "$")):
+        with pytest.raises(UserError, match="check what it computes" + more):
+            generate(analytic(Gaussian(float("nan"), 0.3, schedule)), 2, steps=2)
 
 
 def test_an_autoencoder_that_decodes_to_nan_is_named_and_not_the_model(latent_folder: Callable[..., Path]) -> None:

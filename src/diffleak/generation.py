@@ -235,9 +235,8 @@ def _labels(target: Target, n: int, seed: int, labels: Int64[np.ndarray, " n"] |
     if labels is None:
         return np.random.default_rng(seed).integers(target.classes, size=n)
     if len(labels) != n or labels.min() < 0 or labels.max() >= target.classes:
-        raise UserError(
-            f"labels must be {one_or_more(n, 'number')} in [0, {target.classes}); got {len(labels)} from {labels.min()} to {labels.max()}"
-        )
+        between = f" from {labels.min()} to {labels.max()}" if len(labels) else ""
+        raise UserError(f"labels must be {one_or_more(n, 'number')} in [0, {target.classes}); got {len(labels)}{between}")
     return labels.astype(np.int64)
 
 
@@ -357,7 +356,8 @@ def _draw_batch(
 
     def decode(z: Float[Tensor, "b *z"], numbers: Sequence[int]) -> Float[Tensor, "b *x"]:
         x = decoded(target, drawing.shape, z)
-        blamed = ("model must draw", drawing.denoiser, "use another sampler"), ("autoencoder must decode to", target.codec, None)
+        another = None if target.denoiser.schedule.is_flow else "use another sampler"  # flow matching has one alone
+        blamed = ("model must draw", drawing.denoiser, another), ("autoencoder must decode to", target.codec, None)
         for made, (must, part, otherwise) in zip((z, x), blamed, strict=True):
             broken = torch.flatten(~torch.isfinite(made), 1).any(dim=1).nonzero()
             if len(broken):

@@ -129,8 +129,9 @@ def test_images_that_share_a_coin_are_left_out(run):
     edit(run, drawn=drawn(together=[list(ids[:950])]))
     with pytest.raises(
         UserError, match=r"at least 20 images with coins of their own must be in the calibrate part.* in .* there are 10 .950 of its 1,000"
-    ):
+    ) as caught:
         diffleak.epsilon(run)
+    assert "else raise --calibrate-fraction, or draw and train with more images" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_images_whose_coins_were_thrown_for_groups_are_sent_to_an_audit_by_group
     ids = read_samples(run).ids
     edit(run, drawn=drawn(together=[list(ids[i : i + 10]) for i in range(0, IMAGES, 10)]))
     said = refused(capsys, "epsilon", run)
-    assert "where coins were thrown for groups, audit with --group COLUMN, and guesses are of groups" in said
+    assert "audit with --group COLUMN if coins were thrown for groups, else raise --calibrate-fraction" in said
 
 
 def test_equal_images_are_said_to_weaken_the_bound_of_a_record_that_does_not_name_them(run):

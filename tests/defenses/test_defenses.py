@@ -148,8 +148,9 @@ def test_grouping_is_that_of_all_pairs_one_by_one():
 
 @pytest.mark.parametrize("images", [IMAGES[:3], np.zeros((9, 8, 8), np.uint8)])
 def test_a_set_too_small_to_split_is_refused(images):
-    with pytest.raises(UserError, match="must split into two halves of at least 2 images"):
+    with pytest.raises(UserError, match="must split into two halves of at least 2 images") as caught:
         split_halves(IDS[: len(images)], images[..., None], 0.03, 0)
+    assert ("a smaller --near-duplicates" in str(caught.value)) == (len(images) == 9), "three images that differ are as many at any radius"
 
 
 # ---- distillation
@@ -388,6 +389,9 @@ def test_teachers_whose_splits_are_unknown_are_refused_unless_the_halves_are_giv
     with pytest.raises(UserError, match=r'must be JSON of the form \{"halves"'):
         refused(data, tmp_path, teachers, halves=halves)
     (tmp_path / "out" / "teacher-1" / "split.json").unlink()
+    halves.write_text(json.dumps({"halves": [listed[1], listed[0]]}))
+    with pytest.raises(UserError, match="holds a defence with other halves; choose another -o"):
+        refused(data, tmp_path, teachers, halves=halves)
     halves.write_text(json.dumps({"halves": [["0"], ["999"]]}))
     with pytest.raises(UserError, match=r"must hold the images the teachers were trained on; 1 is not there \(first: 999\)"):
         refused(data, tmp_path, teachers, halves=halves)
@@ -433,8 +437,13 @@ def test_a_finished_defence_is_never_mixed_with_another(data, tmp_path, teachers
     (tmp_path / "drawn" / "split.json").write_text(json.dumps({"members": ["0"], "nonmembers": ["1"]}))
     with pytest.raises(UserError, match=r"drawn holds a split.json that no defence wrote; choose another -o"):
         defend(settings("dual", data, tmp_path / "drawn", steps=1))
-    with pytest.raises(UserError, match="is finished after 1 steps"):
+    with pytest.raises(UserError, match="is finished after 1 step, and"):
         defend(settings("dual", data, other, steps=1, seed=7, teacher_steps=2))
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "split.json").write_text(json.dumps({"members": ["0"], "nonmembers": ["1"]}))
+    with pytest.raises(UserError, match="holds a defence with another teacher; choose another -o"):
+        defend(defend_config("one-teacher", data=str(data), output=one, teachers=f"{tmp_path}/out/teacher-1", steps=1, threads=1))
     with pytest.raises(UserError, match="takes turns in another way"):
         defend(settings("dual", data, other, steps=1, seed=7, choice="random"))
     assert (other / "split.json").read_text() == before

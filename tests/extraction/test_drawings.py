@@ -331,6 +331,13 @@ def test_shards_draw_what_one_worker_draws_and_the_last_writes(digits, sides, tm
     assert found.record.pairs == one.record.pairs and (tmp_path / "shards" / "extract.json").exists()
 
 
+def test_another_worker_of_a_launcher_is_told_who_has_the_result(digits, sides, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^worker 2 of 2 has drawn its share; worker 1 returns what was found$"):
+        Watched(digits).extract(sides, output=tmp_path / "out")
+
+
 def test_the_first_worker_of_a_launcher_waits_says_for_whom_and_writes(digits, sides, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("diffleak.generation.CHUNK", {"cpu": 16, "accelerator": 16})
     monkeypatch.setattr(shares, "POLL", 0.01)

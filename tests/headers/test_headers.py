@@ -83,6 +83,7 @@ def test_a_copy_that_would_load_as_another_adapter_is_refused(capsys, tmp_path):
 def test_fail_on_private_gives_exit_code_three_with_what_it_is(capsys, tmp_path):
     code, out, err = call(capsys, "metadata", saved(tmp_path / "a.safetensors", ALL), "--json", "--fail-on", "private")
     assert code == 3 and "gives away 6 captions and tags, 3 names of training folders and files, 4 paths" in err
+    assert err.rstrip().endswith("; --strip OUT writes a copy without them")
     record = json.loads(out)
     assert record["private"] and record["tensors"] == 2 and "sks dog" in record["findings"][0]["values"]
     assert call(capsys, "metadata", saved(tmp_path / "b.safetensors"), "--fail-on", "private")[0] == 0

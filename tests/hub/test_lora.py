@@ -197,7 +197,7 @@ def test_what_is_no_adapter_is_refused_in_one_line(models, tmp_path, monkeypatch
     assert "peft writes adapter_config.json beside adapter_model.safetensors" in refusal(models("sd"), lora)
     made = lora_folder(tmp_path / "lora")
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert refusal(models("sd"), made) == "--lora needs peft: pip install 'diffleak[lora]'"
+    assert refusal(models("sd"), made) == "a LoRA needs peft: pip install 'diffleak[lora]'"
 
 
 def test_a_damaged_adapter_is_one_line_that_names_the_file(models, tmp_path):

@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
     ),
     "embedding": (
         lambda s: {"emb_params": torch.zeros(1, 1)},
-        "is a textual inversion: give the model that it was made for, and this with it",
+        "is a textual inversion: give the model that it was made for, and this with --embedding",
     ),
     "controlnet": (lambda s: {"control_model.input_blocks.0.0.weight": s[FIRST]}, "is a ControlNet: give the model that it steers"),
     "diffusers": (lambda s: {"conv_in.weight": s[FIRST]}, "is one network of a diffusers folder: give the folder that it belongs to"),

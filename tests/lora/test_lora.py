@@ -293,6 +293,22 @@ def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_p
     assert audited.membership.status == "contradicted, ignored" and audited.plan.batch_size == 4
 
 
+def test_a_base_that_no_adapter_fits_is_refused_in_the_words_of_this_command(
+    trained: Any, model_folder: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """The commands behind it would advise to leave out --draws, or --lora, which was not given."""
+    root, pictures, held_out = trained
+    adapter, pair = root / "out" / "dog.safetensors", shutil.copytree(root / "sd", tmp_path / "pair")
+    (pair / "unet_2").mkdir()
+    bases = ((model_folder(), "takes no captions"), (adapter, "is an adapter"), (pair, "holds two networks"))
+    for more in ((), ("--held-out", held_out)):
+        for base, why in bases:
+            said = refused(capsys, "lora", base, adapter, "--pictures", pictures, *more, "-o", tmp_path / "run")
+            assert f"BASE must be a text-to-image model; {base} {why}: give the model" in said, said
+    said = refused(capsys, "lora", root / "sd", adapter, "--pictures", pictures, "--lora-scale", 0, "-o", tmp_path / "run")
+    assert said.endswith("give another strength") and not (tmp_path / "run").exists()
+
+
 def test_without_held_out_pictures_drawings_stand_beside_those_of_the_base(trained: Any, tmp_path: Path, capsys: Any) -> None:
     root, pictures, _ = trained
     few = ("--pictures", pictures, "-n", 2, "--draw-steps", 2, "--device", "cpu", "--threads", 1, "-o", tmp_path / "run")

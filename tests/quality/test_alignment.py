@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,10 @@ def test_without_any_clip_there_is_a_reason_and_for_one_that_was_named_an_error(
     assert estimate.value is None and "no folder at nobody/nothing" in estimate.reason and "give --clip FOLDER" in estimate.reason
     with pytest.raises(UserError, match="the encoder must be a folder or a hub id"):
         find_clip("./nowhere", "cpu")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "transformers", None)
+        estimate = alignment(find_clip(None, "cpu"), images(3), CAPTIONS[:3], 0)
+    assert estimate.reason == "the CLIP score needs transformers: pip install 'diffleak[encoders]'", "which a folder would need too"
     with pytest.raises(UserError, match="cannot be used as a CLIP"):
         find_clip(str(tmp_path), "cpu")
 

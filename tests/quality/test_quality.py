@@ -239,7 +239,14 @@ def test_real_images_must_fit_and_be_on_one_side(capsys, model_folder, network, 
     assert code == 0
     assert "resized to 8 x 8 grey" in " ".join(json.loads(out)["warnings"])
     said = refused(capsys, *base, "--reference", "digits", "--training", "digits", "--limit", "20")
-    assert "reference and training must not share an image; 20 are in both, pixel for pixel" in said
+    assert "must not share an image; 20 are in both, pixel for pixel: remove them from the reference, or leave out --training" in said
+    twice = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    twice[23] = twice[0]
+    np.save(tmp_path / "twice.npy", twice)
+    sides = {"members": [str(i) for i in range(12)], "nonmembers": [str(i) for i in range(12, 24)]}
+    (tmp_path / "split.json").write_text(json.dumps(sides))
+    said = refused(capsys, *base, "--data", tmp_path / "twice.npy", "--split", tmp_path / "split.json")
+    assert "1 is in both, pixel for pixel: remove it from one side of --split" in said, "no --training was given"
 
 
 def test_unreadable_images_stop_it_unless_left_out(capsys, model_folder, network, digits, tmp_path):
@@ -283,6 +290,7 @@ def images(n: int = 5, channels: int = 1) -> np.ndarray:
         (r"must return logits of shape \(5, d\); got \(5,\)", lambda x: (x.flatten(1), x.flatten(1)[:, 0])),
         ("must return features, or a pair of features and logits; got dict", lambda x: {"features": x}),
         (r"must take images of shape \(8, 8, 1\); it fails: no room", lambda x: (_ for _ in ()).throw(RuntimeError("no room"))),
+        (r"must take images of shape \(8, 8, 1\); it fails: TypeError", lambda x: (_ for _ in ()).throw(TypeError())),
     ],
 )
 def test_an_extractor_that_misbehaves_is_named(message, function):

@@ -268,6 +268,12 @@ def test_a_group_of_one_image_is_not_counted_as_kept_together(tmp_path, capsys, 
     assert json.loads(out)["groups"] == 29
 
 
+def test_one_image_is_too_few_and_stays_with_no_other(tmp_path, capsys):
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).integers(0, 256, (1, 8, 8), dtype=np.uint8))
+    said = refused(capsys, "split", tmp_path / "one.npy", "--coin", "-o", tmp_path / "split.json")
+    assert said.endswith("both sides must have images; the data has one that can be read: take more images")
+
+
 def test_one_group_of_all_images_is_not_to_be_divided_by_another_share(tmp_path, capsys):
     line = refused(capsys, "split", grouped(tmp_path / "x", ["a"] * 24), "--held-out", 0.4, "-o", tmp_path / "s.json")
     assert "all 24 images stay together, as near-duplicates or as one group: take more images, or name another column" in line

@@ -92,7 +92,8 @@ def test_a_threshold_needs_as_many_held_out_images_as_the_message_says(share):
     assert extraction.copy_rates(members, np.linspace(0.2, 1, needed), members, share).members.value == 1
     without = extraction.copy_rates(members, np.linspace(0.2, 1, needed - 1), members, share)
     assert (without.threshold, without.members.value, without.chance) == (None, None, None)
-    said = f"needs at least {2 * needed} held-out images, of which half ({needed}) set the threshold; here {needed - 1} set it"
+    given = "1 sets" if needed == 2 else f"{needed - 1} set"
+    said = f"needs at least {2 * needed} held-out images, of which half ({needed}) set the threshold; here {given} it"
     assert said in without.members.reason and said in without.held_out.reason
 
 

@@ -312,6 +312,11 @@ def test_given_steps_count_and_folders_of_models_are_a_sweep_too(tmp_path):
         (tmp_path / name / "train.json").write_text(json.dumps({"steps": steps}))
     found = checkpoints(config(model=str(tmp_path / "one"), sweep_models=[str(tmp_path / "two")]))
     assert (found.key, found.source, [each.step for each in found.found]) == ("model", "train.json", [10, 20])
+    (tmp_path / "three").mkdir()
+    with pytest.raises(UserError, match=r"three has no unet/ or transformer/: give another model, or leave it out$"):
+        checkpoints(config(model=str(tmp_path / "one"), sweep_models=[str(tmp_path / "two"), str(tmp_path / "three")]))
+    with pytest.raises(UserError, match=r"has no unet/ or transformer/: narrow the pattern, or move it away$"):
+        checkpoints(config(model=str(tmp_path / "t*")))
     assert checkpoints(config(lora=str(tmp_path / "a" / "x.safetensors"))) is None
     assert checkpoints(config(lora="a.safetensors@0.8,b.safetensors")) is None, "several at once are one adapter"
 

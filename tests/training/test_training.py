@@ -71,6 +71,18 @@ def test_a_longer_run_continues_a_shorter_one_exactly(data, tmp_path):
         diffleak.train(config(data, twice, steps=3, ema_decay=0.9))
 
 
+@pytest.mark.parametrize(
+    ("size", "way"), [(1, "a batch of one; make the model smaller"), (4, "lower --batch-size or make the model smaller")]
+)
+def test_a_smaller_batch_is_advised_where_there_is_one(data, tmp_path, monkeypatch, size, way):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(run, "denoiser_task", full)
+    with pytest.raises(UserError, match=f"{way}$"):
+        diffleak.train(config(data, tmp_path / "out", batch_size=size))
+
+
 def test_training_leaves_the_number_of_torchs_threads_as_it_was(data, tmp_path, monkeypatch):
     during = []
     monkeypatch.setattr(loop.Loop, "_one_step", lambda self: during.append(torch.get_num_threads()) or pytest.fail("stopped"))

@@ -103,9 +103,7 @@ def epsilon(run: str | Path, delta: float | None = None, level: float = LEVEL) -
     offered = (replace(scores, unit=coins.of) for scores in _scores(audited, folder, rows))
     columns = [column for scores in offered for column in _columns(scores, member, calibrate)]
     if not columns:
-        raise UserError(
-            f"{folder} holds no scores of an attack that can guess coins: repeat its audit command with one that can, such as sima"
-        )
+        raise UserError(f"{folder} holds no scores of an attack that can guess coins: audit again with one that can, such as sima")
     candidates, values = [candidate for candidate, _ in columns], np.stack([value for _, value in columns], axis=1)
     guesser = choose(values[calibrate], member[calibrate], chosen_delta, level, plan.seed, int(tested.sum()))
     counted = count(guesser, values[tested], member[tested], plan.seed)
@@ -238,11 +236,11 @@ def _too_few(found: int, coins: Coins, images: int, folder: Path) -> str:
     what = "images" if coins.of is None else "groups"
     share = of_them(coins.shared, f"its {one_or_more(images, 'image')}", "shares", "share")
     left = f"{share} a coin with others, {one_or_more(coins.alike, 'is a near-duplicate', 'are near-duplicates')}"
-    by_group = "where coins were thrown for groups, audit with --group COLUMN, and guesses are of groups; else "
+    by_group = "audit with --group COLUMN if coins were thrown for groups, else "
     way = by_group if coins.of is None and coins.shared else ""
     return (
         f"at least {FEWEST} {what} with coins of their own must be in the calibrate part, which chooses the attack; in {folder} there are "
-        f"{found} ({left}): {way}audit more {what}"
+        f"{found} ({left}): {way}raise --calibrate-fraction, or draw and train with more {what}"
     )
 
 
@@ -278,8 +276,8 @@ def _why_zero(units: int, guesses: int, right: int, delta: float, level: float, 
     """Why the guesses give no bound above 0, with the most that so many images, or groups, could have given."""
     most = lower_bound(units, units, units, delta, level)
     return (
-        f"not significant: of {guesses:,} guesses {one_or_more(right, 'is', 'are')} right, which guessing at random reaches too often; "
-        f"that does not show that nothing leaks ({units:,} {called} can show epsilon {most:.1f} at most)"
+        f"not significant: of {one_or_more(guesses, 'guess', 'guesses')} {one_or_more(right, 'is', 'are')} right, which guessing at random "
+        f"reaches too often; that does not show that nothing leaks ({units:,} {called} can show epsilon {most:.1f} at most)"
     )
 
 

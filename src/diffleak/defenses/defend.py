@@ -98,7 +98,8 @@ def _write_split(config: DefendConfig, halves: tuple[Ids, Ids], fingerprints: tu
     path, ids = config.output / FILE, open_source(config.data, config.decoding).ids
     before = Split.read(path) if path.exists() else None
     if before and (before.teachers not in (None, fingerprints) or before.halves != halves):
-        raise UserError(f"{config.output} holds a defence with other teachers; choose another -o")
+        other = "halves" if before.teachers in (None, fingerprints) else "teachers"
+        raise UserError(f"{config.output} holds a defence with other {other}; choose another -o")
     members = {i for half in halves for i in half}
     held_out = before.nonmembers if before else _held_out(config, members, ids)
     Split(tuple(i for i in ids if i in members), held_out, halves=halves, teachers=fingerprints).write(config.output)
@@ -112,7 +113,7 @@ def _student(config: DefendConfig, lesson: Lesson) -> Path:
         own = split_of(teacher)
         trained = Split(own.members, own.nonmembers)
         if split.exists() and Split.read(split) != trained:
-            raise UserError(f"{config.output} holds a defence with other teachers; choose another -o")
+            raise UserError(f"{config.output} holds a defence with another teacher; choose another -o")
         trained.write(config.output)
     update: dict[str, Any] = {
         "output": config.output / "student",

@@ -115,8 +115,8 @@ def split_halves(
 
     Raises `UserError` when a half would have fewer than SMALLEST images.
     """
-    group = within_radius(images, radius)
-    group = group if groups is None else chained(group, groups)
+    near = within_radius(images, radius)
+    group = near if groups is None else chained(near, groups)
     sizes = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]  # large groups first, so that single images even the halves out
@@ -125,10 +125,10 @@ def split_halves(
         side[number] = favoured if filled[0] == filled[1] else int(filled[1] < filled[0])
         filled[side[number]] += sizes[number]
     if min(filled) < SMALLEST:
+        smaller = f", or a smaller --near-duplicates (now {radius:g})" if len(np.unique(near)) < len(ids) else ""
         raise UserError(
             f"the training set must split into two halves of at least {SMALLEST} images without a near-duplicate, or a group, in "
-            f"both; it has {one_or_more(len(ids), 'image')} in {one_or_more(len(sizes), 'group')}: give more images, or a smaller "
-            f"--near-duplicates (now {radius:g})"
+            f"both; it has {one_or_more(len(ids), 'image')} in {one_or_more(len(sizes), 'group')}: give more images{smaller}"
         )
     first, second = (tuple(i for i, g in zip(ids, group, strict=True) if side[g] == half) for half in (0, 1))
     return Halves(first, second, int((sizes > 1).sum()))

@@ -17,7 +17,7 @@ from diffleak.data.split import FILE, Split, find_split
 from diffleak.defenses.config import DefendConfig
 from diffleak.diffusion.devices import accelerators, one_accelerator_each
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.training.config import TrainConfig
 from diffleak.training.run import train
 from diffleak.work.files import write_text
@@ -96,7 +96,8 @@ def train_teachers(config: DefendConfig, halves: tuple[tuple[str, ...], tuple[st
         path = folder / "train.json"
         before = read_object(path, f"delete {folder} to train it again").get("steps") if path.exists() else steps
         if before != steps:
-            raise UserError(f"{folder} is finished after {before} steps, and what was made of it would not fit {steps}; choose another -o")
+            after = one_or_more(before, "step") if isinstance(before, int) else f"{before} steps"
+            raise UserError(f"{folder} is finished after {after}, and what was made of it would not fit {steps}; choose another -o")
     together = _side_by_side(config)
     for number, (folder, half) in enumerate(zip(folders, halves, strict=True)):
         folder.mkdir(exist_ok=True)

@@ -131,7 +131,8 @@ class Prepared:
         return (
             f"plan: {adapter(target.lora, target.lora_scale, target.embedding)}{one_or_more(len(self.members), 'member')}{others}; "
             f"{one_or_more(drawing.n, 'image')} ({drawing.shape}){each} by {drawing.sampler} in {one_or_more(drawing.steps, 'step')}, "
-            f"{drawing.n * drawing.forwards:,} forwards; nearest by {self.encoder.name if self.encoder else 'tiled pixel distance'}"
+            f"{one_or_more(drawing.n * drawing.forwards, 'forward')}; "
+            f"nearest by {self.encoder.name if self.encoder else 'tiled pixel distance'}"
         )
 
 
@@ -161,6 +162,9 @@ def extract(
         raise UserError("only is for the command line: in Python, the drawings of a search are in its `drawings`, by number")
     target = model if isinstance(model, Target) else None
     found = search(config, target, extractor if callable(extractor) else None, cohort)
+    if found is None and not config.shard:  # of a launcher
+        share = share_of(None)
+        raise UserError(f"worker {share.rank + 1} of {share.count} has drawn its share; worker 1 returns what was found")
     if found is None:
         raise UserError("other shards have not finished; run them, then this call again")
     if config.output:

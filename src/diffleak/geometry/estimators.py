@@ -19,7 +19,7 @@ from scipy.special import digamma, polygamma
 from torch import Tensor
 
 from diffleak.diffusion.devices import float64
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.geometry.operators import LinearMap
 
 
@@ -149,6 +149,6 @@ def _derivative(values: Float64[Tensor, "b *s"]) -> Float64[Tensor, "b *s"]:
         if wrong.any():
             raise UserError(
                 f"the derivative of the decoder must be finite and not zero; got one that is {what} for {int(wrong.sum())} of "
-                f"{len(size)} images; check the latents and the decoder's weights, and use a codec whose decode is smooth"
+                f"{one_or_more(len(size), 'image')}; check the latents and the decoder's weights, and use a codec whose decode is smooth"
             )
     return values

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffleak.diffusion.codec import Codec
 from diffleak.diffusion.noise import Noise
-from diffleak.errors import SettingError, UserError, unknown
+from diffleak.errors import SettingError, UserError, one_or_more, unknown
 from diffleak.geometry.estimators import filtered, hutchinson, krylov_values, singular_values
 from diffleak.geometry.forms import Forms
 from diffleak.geometry.operators import LinearMap, Mode, record, recording
@@ -216,7 +216,8 @@ def _snapped(codec: Codec, z: Float[Tensor, "b *z"], noise: Noise) -> Float[Tens
 
 def _same_images(noise: Noise, z: Float[Tensor, "b *z"]) -> None:
     if len(noise.ids) != len(z) or not len(z):
-        raise UserError(f"noise must be keyed for the images given, at least one; got {len(noise.ids)} ids for {len(z)} images")
+        got = f"{one_or_more(len(noise.ids), 'id')} for {one_or_more(len(z), 'image')}"
+        raise UserError(f"noise must be keyed for the images given, at least one; got {got}")
 
 
 def _parts(images: int, at_a_time: int) -> Iterator[slice]:

@@ -71,7 +71,8 @@ def gate(record: HeaderRecord, fail_on: str | None) -> None:
     private = [finding for finding in record.findings if finding.private]
     if fail_on and private:
         said = ", ".join(in_words(finding.kind, finding.count) for finding in private)
-        instead = f"release the copy {record.stripped}" if record.stripped else "--strip OUT writes a copy without"
+        them = "it" if sum(finding.count for finding in private) == 1 else "them"
+        instead = f"release the copy {record.stripped}" if record.stripped else f"--strip OUT writes a copy without {them}"
         raise GateFailed(f"{record.subject} {said}; {instead}")
 
 

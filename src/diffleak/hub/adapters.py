@@ -90,7 +90,7 @@ def adapter_file(lora: str | Path) -> Path:
 
     Raises `UserError` if peft is not installed, for a folder with none of ADAPTER_FILES and STATES, and for a path that does not exist.
     """
-    with refusing(ImportError, f"--lora needs peft: {pip_install('lora')}"):
+    with refusing(ImportError, f"a LoRA needs peft: {pip_install('lora')}"):
         import peft  # noqa: F401
     return file_of(lora, "--lora", "a LoRA", (ADAPTER_FILES, STATES), (PEFT_CONFIG,))
 

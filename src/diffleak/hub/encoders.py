@@ -138,7 +138,7 @@ def _checked(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarr
         with torch.inference_mode():
             answer = extractor.run(images.copy())  # a function that writes into its images must not change those that follow
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(
             f"the extractor {extractor.name} must take images of shape {images.shape[1:]}; it fails: {lines[-1][:200]}"
         ) from None

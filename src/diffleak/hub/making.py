@@ -197,7 +197,10 @@ def add_lora(base: Path, network: torch.nn.Module, rank: int) -> None:
     """
     name = str(pipeline_of(base))
     if not hasattr(getattr(diffusers_library(), name), "save_lora_weights"):
-        raise UserError(f"diffusers has no low-rank adapters for a {name}, which {base} is; leave out --lora-rank to train all weights")
+        raise UserError(
+            f"diffusers has no low-rank adapters for a {name}, which {base} is; to train all weights, leave out --lora-rank and the preset "
+            "lora"
+        )
     with refusing(ImportError, f"low-rank adapters need the peft library: {pip_install('lora')}"):
         from peft import LoraConfig
     layers = [module for name, module in network.named_modules() if name.rpartition(".")[2] in LORA_TARGETS]

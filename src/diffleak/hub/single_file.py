@@ -75,7 +75,11 @@ SCALED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
 QUANTISED = (".absmax", ".quant_map", ".qweight", ".SCB")
 KINDS = (  # of files that hold something else: the beginnings of their names, what they are and what to do
     (("control_model.", "input_hint_block.", "controlnet_"), "a ControlNet", "give the model that it steers"),
-    (("emb_params", "clip_l", "clip_g", "string_to_param"), "a textual inversion", "give the model that it was made for, and this with it"),
+    (
+        ("emb_params", "clip_l", "clip_g", "string_to_param"),
+        "a textual inversion",
+        "give the model that it was made for, and this with --embedding",
+    ),
     (("down_blocks.", "conv_in.", "transformer_blocks."), "one network of a diffusers folder", "give the folder that it belongs to"),
     (("encoder.block.", "shared."), "a T5 text encoder alone", "give the model that it belongs to"),
     (("text_model.", "vision_model.", *TEXT), "a text encoder alone", "give the model that it belongs to"),

@@ -66,6 +66,8 @@ class LoraConfig(DataConfig):
     def _what_is_measured(self) -> "LoraConfig":
         if self.held_out is None and self.buckets is not None:
             raise ValueError("--buckets is for the audit, which needs --held-out; without --held-out pictures are resized: leave it out")
+        if self.lora_scale == 0:
+            raise ValueError("--lora-scale 0 takes the adapters out of BASE, and nothing of them is measured: give another strength")
         return self
 
 

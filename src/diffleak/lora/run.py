@@ -6,14 +6,16 @@
 Nothing is measured here: both are the commands of that name, so that each folder can be reported on, resumed and repeated alone.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffleak.auditing.config import AuditConfig
-from diffleak.config import build, command_line
+from diffleak.config import LONGEST_PATH, build, command_line
 from diffleak.data.captions import own_if_any
 from diffleak.data.cohort import two_sources
 from diffleak.data.enough import counted_before, since
@@ -22,7 +24,10 @@ from diffleak.errors import SettingError, UserError, one_or_more, shown
 from diffleak.extraction.config import ExtractConfig
 from diffleak.extraction.extract import search
 from diffleak.gating.limits import gates
+from diffleak.hub import located
 from diffleak.hub.adapters import adapter_file
+from diffleak.hub.folders import NETWORKS, SECOND
+from diffleak.hub.pipelines import pipeline_of
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
 from diffleak.lora.inputs import BASE, Inputs, read_inputs
@@ -31,7 +36,7 @@ from diffleak.records.digests import AUDIT, refuse_edited, write_recorded
 from diffleak.records.extraction import FILE as EXTRACT
 from diffleak.records.extraction import PAGE as EXTRACT_PAGE
 from diffleak.records.extraction import ExtractionRecord
-from diffleak.records.headers import given_away
+from diffleak.records.headers import adapter_weight, given_away
 from diffleak.records.lora import AUDITS, FILE, PAGE, Checkpoint, Excess, LoraRecord, Redrawn
 from diffleak.records.run_folder import read_audit
 from diffleak.records.sweep import FILE as SWEEP
@@ -42,6 +47,7 @@ from diffleak.sweep.checkpoints import Checkpoint as Found
 from diffleak.sweep.run import sweep
 from diffleak.work.files import checked_folder
 from diffleak.work.progress import say
+from diffleak.work.reading import Unreadable, load_header
 from diffleak.work.shares import Share
 
 DRAWINGS = "drawings"
@@ -61,6 +67,7 @@ def lora(config: LoraConfig, inputs: Inputs | None = None, log: Callable[[str], 
     `InvalidAudit` where pictures and held-out pictures differ without the model.
     """
     found, source, beside = inputs or read_inputs(config)
+    _refuse_other_base(config.base)
     repeats = _repeats(config.pictures, source)
     captions = config.captions or _captions(source, repeats)
     folder = checked_folder(config.output)
@@ -104,6 +111,24 @@ def _too_few(config: LoraConfig, source: ImageSource, held_out: ImageSource) -> 
     left, files = found or (given, given)
     fraction = AuditConfig.model_fields["calibrate_fraction"].default
     return judge.too_few(config.max_excess_auc, *left, fraction, since(left, files))
+
+
+def _refuse_other_base(base: str) -> None:
+    """Raises `UserError` for a base that no adapter fits, before commands whose options this one lacks refuse it."""
+    if os.path.isfile(base):
+        with suppress(Unreadable):  # of a pickle, or damaged, which loading says
+            if adapter_weight(load_header(Path(base)).tensors):
+                raise UserError(
+                    f"BASE must be a text-to-image model; {shown(base, LONGEST_PATH)} is an adapter: give the model that it was made for"
+                )
+        return
+    folder = located(base)
+    two = any((folder / f"{network}{SECOND}").is_dir() for network in NETWORKS)
+    if two or pipeline_of(folder) is None:
+        other = "holds two networks" if two else "takes no captions"
+        raise UserError(
+            f"BASE must be a text-to-image model; {shown(base, LONGEST_PATH)} {other}: give the model that the adapters were made for"
+        )
 
 
 def _command(config: LoraConfig) -> str:

@@ -8,6 +8,7 @@ it. Captions are cut to what CLIP reads, 77 tokens. Scores of different CLIPs do
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def find_clip(model: str | None, device: str) -> Clip | NoClip:
     try:
         return open_clip(HUB["clip"], device)
     except UserError as error:
-        return NoClip(f"{error}; give --clip FOLDER")
+        return NoClip(f"{error}; give --clip FOLDER" if find_spec("transformers") else f"{error}")  # a folder needs the package too
 
 
 def open_clip(model: str, device: str) -> Clip:

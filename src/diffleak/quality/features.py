@@ -78,13 +78,15 @@ def cut(images: UInt8[np.ndarray, "n h w c"]) -> Iterator[UInt8[np.ndarray, "b h
     yield from (images[start : start + BATCH] for start in range(0, len(images), BATCH))
 
 
-def refuse_shared(reference: RealSet, training: RealSet | None) -> None:
-    """The threshold of the copy rate comes from images that the model has not seen."""
+def refuse_shared(reference: RealSet, training: RealSet | None, split: bool) -> None:
+    """The threshold of the copy rate comes from images that the model has not seen; split: --split says which are which."""
     shared = len(reference.hashes & training.hashes) if training else 0
     if shared:
+        them = "it" if shared == 1 else "them"
+        way = f"remove {them} from one side of --split" if split else f"remove {them} from the reference, or leave out --training"
         raise UserError(
             f"reference and training must not share an image; {one_or_more(shared, 'is', 'are')} in both, "
-            f"{tally_of(reference, training).alike}: remove them from the reference, or leave out --training"
+            f"{tally_of(reference, training).alike}: {way}"
         )
 
 

@@ -107,12 +107,12 @@ class Prepared:
     def describe(self) -> str:
         """The plan in one line."""
         drawing, training = self.drawing, self.real.training
-        others = f" and {len(training):,} training images" if training else ""
+        others = f" and {one_or_more(len(training), 'training image')}" if training else ""
         given = f"of {self.prompts.described}, guidance {drawing.guidance_scale:g}, " if self.prompts else ""
         return (
             f"plan: {adapter(self.target.lora, self.target.lora_scale, self.target.embedding)}"
-            f"{drawing.n:,} images ({drawing.shape}) {given}by {drawing.sampler} in {one_or_more(drawing.steps, 'step')}, "
-            f"{drawing.n * drawing.forwards:,} forwards; against {len(self.real.reference):,} real images{others}; "
+            f"{one_or_more(drawing.n, 'image')} ({drawing.shape}) {given}by {drawing.sampler} in {one_or_more(drawing.steps, 'step')}, "
+            f"{one_or_more(drawing.n * drawing.forwards, 'forward')}; against {len(self.real.reference):,} real images{others}; "
             f"features of {self.encoders[0].name}"
         )
 
@@ -174,7 +174,7 @@ def measure(config: QualityConfig, target: Target | None = None, extractor: Call
     tally.refuse_white(config.decoding)
     for trained in prepared.target.trained:
         refuse_other_reading(trained, config.decoding, tally, prepared.drawing.shape.channels == 4)
-    refuse_shared(reference, training)
+    refuse_shared(reference, training, bool(config.split))
     counted = _counted(reference, training)
     if training and not counted.counted.any():
         many = f"{len(reference.cohort):,} in all"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffleak.errors import UserError, shown
+from diffleak.errors import UserError, one_or_more, shown
 from diffleak.records.audit import EARLIER_RATES, AuditRecord, Result
 from diffleak.records.base import read_json
 from diffleak.records.digests import AUDIT, PLAN
@@ -130,7 +130,7 @@ def read_samples(folder: Path) -> Samples:
             if header.count(name) != 1:
                 raise ValueError(f"it has {header.count(name) or 'no'} column{'s' * (header.count(name) > 1)} {shown(name)}")
         if odd:
-            raise ValueError(f"row {odd[0]} has {odd[1]} fields, not {len(header)}")
+            raise ValueError(f"row {odd[0]} has {one_or_more(odd[1], 'field')}, not {len(header)}")
         columns = dict(zip(header, values, strict=True))
         unit: Unit = next((kind for kind in COUNTED if header[3:4] == [kind]), "image")
         number = lambda column: np.fromiter(map(float, column), np.float64, len(column))

@@ -59,7 +59,7 @@ class Outcome:
         coin = "by a fair coin for each image" + (", or for what is kept together" if drawn.together else "")
         how = coin if drawn.how == "coin" else f"to hold out {drawn.held_out:g}"
         lines = [f"split: {self.path} (names the training images: do not release it with the model)"]
-        lines.append(f"drawn {how}, seed {drawn.seed}: {members:,} members, {held:,} held out ({held / (members + held):.1%})")
+        lines.append(f"drawn {how}, seed {drawn.seed}: {one_or_more(members, 'member')}, {held:,} held out ({held / (members + held):.1%})")
         if drawn.together:
             images, largest = sum(map(len, drawn.together)), max(map(len, drawn.together))
             kinds = ((self.clusters, "cluster", " of near-duplicates"), (self.kept_groups, "group", ""))
@@ -110,9 +110,10 @@ def draw(config: SplitConfig, data: Any = None) -> Outcome:
     classes = possible_classes(source.labels())
     looked = survey(every)
     if looked.unreadable and not config.skip_unreadable:
+        them = "it" if len(looked.unreadable) == 1 else "them"
         raise UserError(
-            f"{len(looked.unreadable):,} of {len(every):,} images cannot be read (first: {looked.unreadable[0]}): replace them, or leave "
-            "them out with --skip-unreadable"
+            f"{len(looked.unreadable):,} of {len(every):,} images cannot be read (first: {looked.unreadable[0]}): replace {them}, or leave "
+            f"{them} out with --skip-unreadable"
         )
     kept = looked.cohort
     rows = {image_id: row for row, image_id in enumerate(every.ids)}
@@ -158,7 +159,10 @@ def too_few(members: int, held_out: int, coin: bool = False) -> str | None:
     """What to do where an audit would refuse sides of these sizes; None where they are enough."""
     if min(members, held_out) >= FEWEST:
         return None
-    found, total = f"{members:,} members and {held_out:,} held out; an audit needs at least {FEWEST} of each", members + held_out
+    found, total = (
+        f"{one_or_more(members, 'member')} and {held_out:,} held out; an audit needs at least {FEWEST} of each",
+        members + held_out,
+    )
     if total < 2 * FEWEST:
         return f"{found}: take more images, {2 * FEWEST} at least"
     if coin:
@@ -180,6 +184,8 @@ def _groups(cohort: Cohort, column: str | None) -> list[str | None]:
 def _refuse_one_sided(held: np.ndarray, units: int, config: SplitConfig) -> None:
     if held.any() and not held.all():
         return
+    if len(held) == 1:
+        raise UserError("both sides must have images; the data has one that can be read: take more images")
     if units == 1:
         raise UserError(
             f"both sides must have images; all {len(held):,} images stay together, as near-duplicates or as one group: take more images, "

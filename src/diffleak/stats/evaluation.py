@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from diffleak.data.draw import calibrate_part
-from diffleak.errors import UserError, of_them, unknown
+from diffleak.errors import UserError, of_them, one_or_more, unknown
 from diffleak.records.audit import RATES, Accuracy, AchievedFPR, AUCAt, Gain, Oracle, RateAtFNR, RateAtFPR, Result
 from diffleak.records.base import MOST_OFTEN, Estimate, Record
 from diffleak.records.plan import Split
@@ -314,7 +314,7 @@ def _checked(scores: Any, side: str) -> Float64[np.ndarray, " n"]:
         raise UserError(f"there must be at least one {side} score; got none")
     bad = int((~np.isfinite(array)).sum())
     if bad:
-        raise UserError(f"scores must be finite numbers; {of_them(bad, f'{len(array)} {side} scores')} not")
+        raise UserError(f"scores must be finite numbers; {of_them(bad, one_or_more(len(array), f'{side} score'))} not")
     return array
 
 

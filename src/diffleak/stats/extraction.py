@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
+from diffleak.errors import one_or_more
 from diffleak.records.base import Estimate
 from diffleak.stats.images import copy_chance, copy_rate_of, copy_threshold, nearest
 from diffleak.stats.metrics import clopper_pearson
@@ -91,7 +92,7 @@ def too_few(share: float, calibrate: int) -> str:
     least = images_needed(share)
     return (
         f"at {100 * share:g} % false copies needs at least {2 * least} held-out images, of which half ({least}) set the threshold; here "
-        f"{calibrate} set it"
+        f"{one_or_more(calibrate, 'sets it', 'set it')}"
     )
 
 

@@ -110,7 +110,8 @@ def kernel_difference(generated: Features, members: Features, held_out: Features
     """
     random = np.random.default_rng(seed)
     if min(len(generated), len(members), len(held_out)) < 10:
-        counts = f"{len(generated)} generated images, {len(members)} members and {len(held_out)} held-out images"
+        counts = f"{one_or_more(len(generated), 'generated image')}, {one_or_more(len(members), 'member')} and "
+        counts += one_or_more(len(held_out), "held-out image")
         return Estimate(reason=f"needs at least 10 images of each kind; got {counts}, {COUNTED}"), None
     drawn = [side[np.sort(random.permutation(len(side))[:MOST_EXCHANGED])] for side in (generated, members, held_out)]
     real, n, m = np.concatenate(drawn[1:]), len(drawn[1]), len(drawn[2])

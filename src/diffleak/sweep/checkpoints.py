@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ WEIGHTS = ".safetensors"
 ONE_FILE = (WEIGHTS, *PICKLES)  # of a model in one file
 KOHYA = re.compile(r"(.+)-(?:step)?(\d{6,})")
 NARROWER = "narrow the pattern, or move it away"
+OTHERS = "give another model, or leave it out"  # where models are named
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ def checkpoints(config: AuditConfig) -> Checkpoints | None:
     Raises `UserError` for patterns that match nothing, for what they match and is no checkpoint, for steps that cannot be found, and for
     --steps without a sweep.
     """
+    check_model = partial(_check_model, do=OTHERS if config.sweep_models else NARROWER)
     swept: dict[Literal["lora", "network", "model"], tuple[list[str], Callable[[Path], None]]] = {
         "lora": (_adapters(config.lora), _check_adapter),
         "network": (_patterns(config.network), _check_network),
-        "model": ([config.model, *config.sweep_models] if config.sweep_models else _patterns(config.model), _check_model),
+        "model": ([config.model, *config.sweep_models] if config.sweep_models else _patterns(config.model), check_model),
     }
     given = [key for key, (parts, _) in swept.items() if parts]
     if len(given) > 1:
@@ -151,15 +154,15 @@ def _check_adapter(path: Path, matched: bool = True) -> None:
         raise UserError(f"{must}; {named} is none (it holds {shown(next(iter(names), 'no weight'))}): {do}")
 
 
-def _check_model(path: Path) -> None:
-    """Raises `UserError` for what a pattern matches and is no model; of a file the header alone is read, of a pickle nothing."""
+def _check_model(path: Path, do: str) -> None:
+    """Raises `UserError` for a checkpoint that is no model, with advice; of a file the header alone is read, of a pickle nothing."""
     from diffleak.hub.folders import NETWORKS
 
     must, named = "the checkpoints of a sweep must be models", shown(path, 150)
     if path.is_file() and path.suffix.lower() in ONE_FILE:
-        return _check_header(path, must)
+        return _check_header(path, must, do)
     if not any((path / name).is_dir() for name in NETWORKS):
-        raise UserError(f"{must}; {named} has no {' or '.join(f'{name}/' for name in NETWORKS)}: {NARROWER}")
+        raise UserError(f"{must}; {named} has no {' or '.join(f'{name}/' for name in NETWORKS)}: {do}")
     if not (path / "scheduler").is_dir():
         raise UserError(
             f"{must}; {named} holds a denoiser alone, as it has no scheduler/: audit the model that it was made from, --network PATTERN"
@@ -173,20 +176,20 @@ def _check_network(path: Path) -> None:
 
     must, named = "the pattern of --network must match denoisers alone", shown(path, 150)
     if path.is_file() and path.suffix.lower() in (WEIGHTS, *STATE_DICTS):
-        return _check_header(path, must)
+        return _check_header(path, must, NARROWER)
     parts = [f"{name}{more}" for name in NETWORKS for more in ("", AVERAGE)]
     holds = path.is_dir() and (any((path / part).is_dir() for part in parts) or chosen(copies(entry.name for entry in path.iterdir())))
     if not holds or any((path / name).is_file() for name in ADAPTERS):
         raise UserError(f"{must}; {named} is none: {NARROWER}")
 
 
-def _check_header(path: Path, must: str) -> None:
+def _check_header(path: Path, must: str, do: str) -> None:
     if path.suffix.lower() != WEIGHTS:
         return
-    with refusing(Unreadable, f"{must}; {shown(path, 150)} cannot be read ({WHY}): {NARROWER}"):
+    with refusing(Unreadable, f"{must}; {shown(path, 150)} cannot be read ({WHY}): {do}"):
         adapter = adapter_weight(load_header(path).tensors)
     if adapter:
-        raise UserError(f"{must}; {shown(path, 150)} is an adapter (it holds {shown(adapter)}): give such with --lora, or {NARROWER}")
+        raise UserError(f"{must}; {shown(path, 150)} is an adapter (it holds {shown(adapter)}): give such with --lora, or {do}")
 
 
 def _by_number(path: str) -> list[tuple[int, int, str]]:

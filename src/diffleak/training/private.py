@@ -85,7 +85,7 @@ def _noise_multiplier(config: TrainConfig, rate: float) -> float:
     assert config.dp_epsilon is not None and config.dp_delta is not None
     budget = {"target_epsilon": config.dp_epsilon, "target_delta": config.dp_delta, "epsilon_tolerance": config.dp_epsilon / 1000}
     advice = "raise --dp-epsilon, or lower --steps or --batch-size"
-    message = f"no noise is enough for --dp-epsilon {config.dp_epsilon:g} at {config.steps} steps: {advice}"
+    message = f"no noise is enough for --dp-epsilon {config.dp_epsilon:g} at {one_or_more(config.steps, 'step')}: {advice}"
     with refusing(ValueError, message), _quiet():
         sigma = get_noise_multiplier(**budget, sample_rate=rate, steps=config.steps, accountant="rdp", alphas=list(ORDERS))
     return ceil(sigma * 1e4) / 1e4

@@ -14,7 +14,7 @@ from diffleak.data.draw import ids_digest
 from diffleak.data.sources import open_source
 from diffleak.data.split import Split
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError
+from diffleak.errors import UserError, one_or_more
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.run_folder import TRAINED, refuse_other_command
 from diffleak.training.autoencoder import autoencoder_config, autoencoder_task
@@ -32,8 +32,6 @@ from diffleak.work.memory import memory_message
 from diffleak.work.progress import say
 from diffleak.work.reading import load_json
 from diffleak.work.threads import threads_kept
-
-ADVICE = "lower --batch-size or make the model smaller"
 
 
 def train(config: TrainConfig, lesson: Lesson | None = None) -> Path:
@@ -95,7 +93,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     if images := data.tally.described(config.decoding, shape.channels == 4):
         say(f"images: {', '.join(images)}")
     torch.manual_seed(config.seed)
-    with memory_message(config.batch_size, ADVICE):
+    with memory_message(config.batch_size, _advice(config)):
         if base:
             task = text_to_image_task(config, base, data, lesson)
         elif config.kind == "denoiser":
@@ -107,7 +105,7 @@ def _train(config: TrainConfig, lesson: Lesson | None, accelerator: Any) -> Path
     if accelerator.is_main_process:
         claim_run(config.output, record)
         Split(data.members, data.nonmembers, data.validation, drawn=data.drawn).write(config.output)
-    with memory_message(config.batch_size, ADVICE):
+    with memory_message(config.batch_size, _advice(config)):
         folder = loop.go()
     if accelerator.is_main_process:
         write_text(folder / "train.json", json.dumps(record | _outcome(loop), indent=2))
@@ -136,6 +134,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {key: record[key] for key in ("early_stopping", "spent") if key in record}
 
 
+def _advice(config: TrainConfig) -> str:
+    """What takes less memory."""
+    return "make the model smaller" if config.batch_size == 1 else "lower --batch-size or make the model smaller"
+
+
 def describe(outcome: dict[str, Any]) -> str:
     """The same as lines to print, each with a line break before it."""
     lines = ""
@@ -143,9 +146,8 @@ def describe(outcome: dict[str, Any]) -> str:
         lines += f"\nearly stopping: saved step {stop['saved_step']}, validation loss {stop['validation_loss']:.4f}; "
         lines += f"stopped at step {stop['last_step']}: {stop['stopped']}"
     if spent := outcome.get("spent"):
-        lines += (
-            f"\nprivacy: epsilon {spent['epsilon']:.3f} at delta {spent['delta']:g} for each single image after {spent['steps']} steps, "
-        )
+        lines += f"\nprivacy: epsilon {spent['epsilon']:.3f} at delta {spent['delta']:g} for each single image "
+        lines += f"after {one_or_more(spent['steps'], 'step')}, "
         lines += "as long as the seed, train.json, losses.csv and checkpoint/ stay secret"
     return lines
 

@@ -29,7 +29,7 @@ from diffleak.diffusion.conditions import one_at_a_time
 from diffleak.diffusion.denoiser import NetworkDenoiser
 from diffleak.diffusion.dual import refuse_incompatible
 from diffleak.diffusion.target import Target
-from diffleak.errors import UserError, of_them, shown
+from diffleak.errors import UserError, of_them, one_or_more, shown
 from diffleak.training.config import TrainConfig
 from diffleak.training.denoiser import encode_all
 from diffleak.training.distillation import Lesson, alternating, half_of, other_teacher
@@ -199,7 +199,7 @@ def embed_all(target: Target, captions: tuple[Texts, ...]) -> tuple[Int[np.ndarr
     embed = one_at_a_time(text)
     rows, cut = [], text.truncated(distinct)
     if cut:
-        longer = of_them(len(cut), f"{len(distinct):,} captions")
+        longer = of_them(len(cut), one_or_more(len(distinct), "caption"))
         say(f"{longer} longer than the text encoder reads: only the beginning is read (first: '{shown(distinct[cut[0]])}')")
     with progress("embedding captions", len(distinct) + 1, "captions") as advance:
         for caption in [*distinct, ""]:
