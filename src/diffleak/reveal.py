@@ -47,7 +47,7 @@ def reveal(folder: Path, key_file: Path | None = None, output: Path | None = Non
     key = read_key(key_file or next((given for _, given in recorded.values() if given), folder / FILE))
     if names != {key.name}:
         raise UserError(f"{key.path} is not the key that {folder} was made with; give that one with --anonymous-key FILE")
-    plan = read_plan(folder)
+    plan = read_plan(folder, to_read=True)
     if plan and plan.n_members and not any((folder / name).is_file() for name in ("audit.json", INQUIRY)):
         raise UserError(f"{folder} is not finished: repeat its command, it resumes")
     with refusing(UserError, f"the images of {folder} are not where the run read them ({WHY}); put them back"):
@@ -68,7 +68,7 @@ def _recorded(folder: Path) -> dict[str, tuple[str | None, Path | None]]:
     """Of what lies in a folder, "plan", "quality" and "extract", the name of the key and the file that was given for it."""
     found: dict[str, tuple[str | None, Path | None]] = {}
     file_of = lambda settings: Path(settings["anonymous_key"]) if settings.get("anonymous_key") else None
-    plan = read_plan(folder)
+    plan = read_plan(folder, to_read=True)
     if plan:
         finished = read_record if (folder / "audit.json").is_file() else read_inquiry if (folder / INQUIRY).is_file() else None
         settings = finished(folder).settings if finished else {}
@@ -94,5 +94,5 @@ def _cohorts(folder: Path, parts: set[str]) -> Iterator[Cohort]:
         yield read_cohort(build(GeometryConfig if record.geometry else AuditConfig, record.settings))
     elif (folder / INQUIRY).is_file():
         yield inquired(build(InquireConfig, read_inquiry(folder).settings))
-    elif plan := read_plan(folder):
+    elif plan := read_plan(folder, to_read=True):
         yield images_alone(open_source(plan.nonmembers))

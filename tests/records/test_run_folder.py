@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fixtures.commands import refused
 from fixtures.reports import audit_of, latent_audit
 
 from diffleak.errors import UserError
@@ -20,6 +21,15 @@ def test_samples_are_read_as_they_were_written(tmp_path):
     read = read_samples(tmp_path)
     assert read.ids == SAMPLES.ids and read.scores["sima"].tolist() == [1.0, 2.5, -3.0]
     assert read.member.tolist() == [True, False, True] and read.test.tolist() == [True, True, False]
+
+
+def test_a_damaged_plan_is_to_be_put_back_where_a_command_writes_no_run(tmp_path, capsys):
+    """`reveal` names its table with -o, and `gate` has no such option."""
+    for name in ("plan.json", "geometry.parquet"):
+        (tmp_path / name).write_text("{")
+    for command in (("reveal", tmp_path), ("gate", tmp_path, "--max-auc", 0.6)):
+        said = refused(capsys, *command)
+        assert "plan.json cannot be read" in said and said.endswith("; put the file back"), said
 
 
 @pytest.mark.parametrize(

@@ -80,10 +80,11 @@ def _weights(folder: Path) -> Iterator[str]:
             yield from (str(each.relative_to(folder)) for each in sorted(place.iterdir()) if each.suffix.lower() in WEIGHTS)
 
 
-def read_plan(folder: Path) -> Plan | None:
-    """The plan that a run folder belongs to, or None for a fresh folder."""
+def read_plan(folder: Path, *, to_read: bool = False) -> Plan | None:
+    """The plan that a run folder belongs to, or None for a fresh folder; to_read: the command writes no run there."""
     path = folder / PLAN
-    return read_json(path, Plan, advice="choose another -o, or delete the folder to begin again") if path.exists() else None
+    advice = "put the file back" if to_read else "choose another -o, or delete the folder to begin again"
+    return read_json(path, Plan, advice=advice) if path.exists() else None
 
 
 def unfinished(folder: Path) -> bool:
@@ -93,7 +94,7 @@ def unfinished(folder: Path) -> bool:
     """
     if not (folder / PLAN).is_file() or any((folder / name).is_file() for name in (AUDIT, INQUIRY)):
         return False
-    plan = read_plan(folder) if (folder / GEOMETRY).is_file() else None
+    plan = read_plan(folder, to_read=True) if (folder / GEOMETRY).is_file() else None
     return plan is None or bool(plan.attacks)
 
 
