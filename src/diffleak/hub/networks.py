@@ -28,6 +28,7 @@ DEEPSPEED = (TO_FP32, "*mp_rank_*_model_states.pt", "*/*mp_rank_*_model_states.p
 FSDP = ("*.distcp", "*/*.distcp")
 CLASS = "_class_name"
 SAME = (CLASS, "in_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "addition_embed_type")
+OF_MODEL = "for MODEL and --network"  # a reference, a teacher and a model to fine-tune have no --weights
 LEGACY = "Transformer2DModel"  # the first name of several classes
 SAVED_TOO = ("model_*", "pytorch_model_*")  # the other networks that accelerate saved
 
@@ -63,13 +64,13 @@ def _not_opened(own: Path) -> list[str]:
     """A note if a folder has both averaged and other weights, which says which of them are measured."""
     average = own.with_name(own.name + AVERAGE)
     if (average / "config.json").is_file() and own.is_dir():
-        return [f"{own.name}/ is measured, and not the averaged weights (EMA) in {average.name}/; --weights {EMA} measures those"]
+        return [f"{own.name}/ is read, and not the averaged weights (EMA) in {average.name}/; {OF_MODEL}, --weights {EMA} reads those"]
     files = {copy.variant: copy.files[0] for copy in reversed(copies(path.name for path in own.iterdir()))} if own.is_dir() else {}
     other = next((variant for variant in (NON_EMA, EMA) if variant in files and "" in files), None)
     if other is None:
         return []
     kind = "the average (EMA)" if other == NON_EMA else "not the average (EMA)"
-    return [f"{own.name}/ holds two copies; {files['']} is measured ({kind}), and --weights {other} measures {files[other]}"]
+    return [f"{own.name}/ holds two copies; {files['']} is read ({kind}); {OF_MODEL}, --weights {other} reads {files[other]}"]
 
 
 def _other(path: Path, own: Path, want: str | None) -> tuple[Weights, list[str]]:
