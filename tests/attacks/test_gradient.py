@@ -137,7 +137,7 @@ def test_functions_and_references_of_other_weights_are_refused():
     other = Linear()
     other.layer = torch.nn.Linear(D, D + 1)
     for reference in (function, NetworkDenoiser(other, SCHEDULE)):
-        with pytest.raises(UserError, match=r"its reference, which has no such layer\.weight"):
+        with pytest.raises(UserError, match=r"its reference, which has no such layer\.weight; leave out gradient, or give another"):
             Gradient().opened(replace(subject(NetworkDenoiser(Linear(), SCHEDULE)), reference=subject(reference)))
     with pytest.raises(UserError, match="gradient needs the weights in the memory of the device; leave out --offload, or gradient"):
         opened(NetworkDenoiser(Linear().to("meta"), SCHEDULE))

@@ -17,8 +17,8 @@ from diffleak.attacks import ATTACKS
 from diffleak.attacks.noise_probe import NoiseProbe
 from diffleak.attacks.spec import parse
 from diffleak.attacks.subject import Subject
-from diffleak.auditing.config import AuditConfig
-from diffleak.auditing.plan import prepare
+from diffleak.auditing.config import AuditConfig, GeometryConfig
+from diffleak.auditing.plan import _allowed, prepare
 from diffleak.auditing.run import Audit, run
 from diffleak.auditing.score import Worker, collect, score
 from diffleak.config import build
@@ -249,6 +249,8 @@ def test_it_is_refused_without_a_reference_and_no_part_of_all() -> None:
         UserError, match=r"^noise_probe needs a reference model beside the audited one: give --reference MODEL, or leave it out$"
     ):
         prepared(captioned(memoriser()), None)
+    with pytest.raises(UserError, match=r"^noise_probe needs a reference model beside the audited one: leave it out$"):
+        _allowed(NoiseProbe(), build(GeometryConfig, {"model": "m", "data": "d"}), captioned(memoriser()), False)
     assert "noise_probe" not in [attack.name for attack in prepared(captioned(memoriser()), None, "all", timesteps="50").attacks]
 
 

@@ -351,3 +351,13 @@ def test_a_model_whose_answer_is_the_same_for_every_image_is_warned_of():
     )
     said = [w for w in audit.record.warnings if "the same score" in w]
     assert said == ["sima gives every image the same score, so it measured nothing: does the model's answer depend on the image?"]
+
+
+def test_an_excess_over_the_model_itself_asks_of_the_reference_and_not_of_the_model():
+    given = {"members": MEMBERS, "nonmembers": HELD_OUT, "attacks": ["sima"], "timesteps": "50:100:50", "allow_shift": True}
+    itself = lambda name: diffleak.Target(Denoiser.from_function(lambda x, t: x * 0.5, TABLE), **name)
+    said = lambda name: diffleak.audit(itself(name), reference=itself(name), **given).record.warnings
+    unknown = [line for line in said({}) if "the same score" in line]
+    assert unknown == ["sima[excess] gives every image the same score, so it measured nothing: is the reference the model itself?"]
+    known = said({"fingerprint": "one"})
+    assert "the reference is the model itself: there is no excess over it" in known and "the same score" not in " ".join(known)

@@ -118,7 +118,7 @@ NOT_READ = {
     ),
     "null ids": ({"id": pa.array(["a", None] * 20)}, "must have an id in every row; 20 have none (first: row 2)"),
     "NaN ids": ({"id": pa.array([float("nan"), *map(float, range(39))])}, "must have an id in every row; 1 has none (first: row 1)"),
-    "null members": ({"member": pa.array([1, 0, None] + [1] * 37)}, "member must be 0 or 1; got None in row 3"),
+    "null members": ({"member": pa.array([1, 0, None] + [1] * 37)}, "member must be 0 or 1; got nothing in row 3"),
     "ids of other bytes": ({"id": pa.array([b"\xff"] * 40).view(pa.string())}, "the column id of"),
 }
 

@@ -284,6 +284,8 @@ def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_
         run(**settings(model_folder(), images, tmp_path / "run", mask="influence"))
     with pytest.raises(UserError, match=r"geometry is that of a decoder, and .* works on pixels"):
         run(GeometryConfig, **settings(model_folder(), images, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"the geometry is of images: give --data DATA, or two sides as --members and --nonmembers"):
+        build(GeometryConfig, {"model": "m"})
     with pytest.raises(UserError, match=r"the geometry is of images, and group counts groups .* or run audit --group COLUMN"):
         build(GeometryConfig, settings(model_folder(), images, tmp_path / "run", group="person"))
     folder = latent_folder()
@@ -295,8 +297,9 @@ def test_a_mask_on_a_pixel_model_and_bad_masks_are_refused(model_folder, latent_
         ({"mask": "auto", "calibration": False, "timesteps": "40"}, "--mask auto chooses its ratio on the calibrate part"),
         (
             {"mask": "influence", "attacks": "loss_frequency,pia_frequency"},
-            "none of loss_frequency, pia_frequency takes a mask; leave out --mask, or add an attack that does, as sima",
+            r"no attack that is given takes a mask \(loss_frequency, pia_frequency\); leave out --mask, or add an attack that does",
         ),
+        ({"mask": "influence", "attacks": "loss_frequency"}, r"no attack that is given takes a mask \(loss_frequency\)"),
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message):

@@ -12,6 +12,7 @@ from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig
 from diffleak.auditing.plan import prepare
 from diffleak.auditing.score import Pace
+from diffleak.auditing.warnings import about_sides
 from diffleak.config import build
 from diffleak.diffusion.denoiser import NetworkDenoiser
 
@@ -70,6 +71,15 @@ def test_that_the_sides_differ_without_the_model_is_said_before_anything_is_scor
     )
 
 
+def test_a_command_that_cannot_accept_sides_that_differ_names_no_flag_for_it(given):
+    class Without(AuditConfig):
+        NO_FLAG = {"allow_shift"}
+
+    np.save(given["nonmembers"], np.random.default_rng(1).integers(0, 20, (12, 8, 8, 1), dtype=np.uint8))
+    said = [*about_sides(prepare(build(AuditConfig, given))), *about_sides(prepare(build(Without, given)))]
+    assert ["--allow-shift" in line for line in said] == [True, False] and said[1].endswith("(`diffleak split`)")
+
+
 @pytest.mark.parametrize("stream", ["out", "err"])
 def test_a_dry_run_says_the_plan_once_before_the_model_is_tried(given, capsys, monkeypatch, stream):
     at = []
@@ -112,4 +122,6 @@ def test_measurements_that_would_take_long_are_left_to_their_own_progress(given,
     monkeypatch.setattr(type(job.target), "latent", True)
     monkeypatch.setattr(scoring, "_measuring_seconds", lambda *args: pytest.fail("this runs the codec for minutes"))
     share = scoring.Worker(0, 1, 1)
-    assert scoring.estimate([job], None, share, Pace(query=1.0, encoding=10.0)) == "about 24 s beside influence, latents"
+    assert scoring.estimate([job], None, share, Pace(query=1.0, encoding=10.0)) == "about 24 s (without the time for influence, latents)"
+    alone = replace(job, attacks=())
+    assert scoring.estimate([alone], None, share, Pace(query=1.0, encoding=10.0)) == "how long is not known yet"

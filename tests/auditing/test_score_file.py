@@ -158,7 +158,7 @@ BAD = {
     "member minus one": (GOOD.replace("b,0", "b,-1"), r"member must be 0 or 1; got -1"),
     "member a half": (GOOD.replace("b,0", "b,0.5"), r"member must be 0 or 1; got 0.5"),
     "member in words": (GOOD.replace("b,0", "b,no"), r"member must be 0 or 1; got"),
-    "member missing": (GOOD.replace("b,0", "b,"), r"member must be 0 or 1; got None"),
+    "member missing": (GOOD.replace("b,0", "b,"), r"member must be 0 or 1; got nothing in row 2"),
     "only members": (GOOD.replace(",0,", ",1,"), r"must hold members and non-members; it has 4 and 0"),
     "only non-members": (GOOD.replace(",1,", ",0,"), r"must hold members and non-members; it has 0 and 4"),
     "header only": ("id,member,score\n", r"must hold members and non-members; it has 0 and 0"),

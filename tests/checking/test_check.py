@@ -132,7 +132,7 @@ def test_few_damaged_mixed_and_half_captioned_images_are_said(sides, capsys):
     record = diffleak.check(members, held)
     said = " / ".join(record.warnings)
     assert record.valid and record.unreadable[0].startswith("bad.png: ") and record.nonmembers.readable == 25
-    assert "1 image cannot be read" in said and "2 shapes (16 x 16 RGB, 10 x 20 grey)" in said
+    assert "1 image cannot be read: replace it, or audit" in said and "2 shapes (16 x 16 RGB, 10 x 20 grey)" in said
     assert "check with --resize SIZE" in said and "check with" not in " ".join(diffleak.check(members, held, resize=16).warnings)
     assert "captions are there for 5 of 31 members and 0 of 26 held-out images" in said
     for file in list(held.glob("n*.png"))[9:]:

@@ -416,7 +416,10 @@ WRONG_HALVES = {
     ),
     "overlap": (lambda c: {"halves": [c["halves"][0], c["halves"][0]]}, r"must be disjoint and hold images; 200 ids are in both"),
     "empty": (lambda c: {"halves": [c["halves"][0], []]}, r"must be disjoint and hold images; one is empty"),
-    "other models": (lambda c: {"teachers": ["sha256:aa", "sha256:bb"]}, r"none of the runs is on teacher 1 \(sha256:aa\)"),
+    "other models": (
+        lambda c: {"teachers": ["sha256:aa", "sha256:bb"]},
+        r"none of the runs is on teacher 1 \(sha256:aa\): audit it .*, or leave out --halves$",
+    ),
     "held out": (
         lambda c: {"members": c["members"] + c["nonmembers"], "halves": [c["nonmembers"], c["members"]]},
         r"run-teacher-1 holds out 400 of their ids",
@@ -443,6 +446,13 @@ def test_a_halves_file_that_nobody_asked_for_and_does_not_fit_is_a_remark(tmp_pa
     record = compare(names(one, two))
     assert record.swap is None and "no run audits either of them" in record.swap_reason
     assert "teacher" not in " ".join(record.warnings), "no number is of a teacher"
+
+
+def test_halves_that_nobody_asked_for_are_not_to_be_left_out(tmp_path):
+    one, _, _ = swap_runs(tmp_path, d=1.0, difficulty=1.0)
+    other = make_run(tmp_path / "another", {"sima": gaussian(1.0), "loss": gaussian(1.0)})
+    record = compare(names(one, other))
+    assert record.swap is None and "none of the runs is on teacher 2" in record.swap_reason and "--halves" not in record.swap_reason
 
 
 def test_a_teacher_audited_on_the_other_half_alone_is_refused(tmp_path):
@@ -503,6 +513,18 @@ def test_quality_is_read_from_the_first_run_that_has_it_or_from_the_file_named(r
     page = to_html(comparison.page(record))
     assert 'id="privacy-quality' in page and "KID 0.02" in page
     assert "Quality: KID 0.02, against 0.01 of undefended" in printed(record).replace("\n  ", " ")
+
+
+def test_a_quality_file_of_another_model_in_the_run_does_not_stand_in_the_way_of_the_one_named(runs, tmp_path):
+    a, b = copy(runs, tmp_path), copy(runs, tmp_path, "defended")
+    named = tmp_path / "elsewhere"
+    named.mkdir()
+    write_quality(a)
+    edited(write_quality(b), model_fingerprint="sha256:another")
+    with pytest.raises(UserError, match="or name the file with --quality defended=FILE"):
+        compare(names(a, b))
+    record = compare(names(a, b), quality=[f"defended={write_quality(named, kid=0.03)}"])
+    assert record.entries[1].quality.metric("kid").value == 0.03
 
 
 def test_without_a_kid_of_all_the_frechet_distance_is_plotted(runs, tmp_path):

@@ -332,7 +332,7 @@ BAD_DATA = {
     "text.parquet": "cannot be read as Parquet",
     "no_image.parquet": r"must have an image column \(image, img, .*it has label, text: say which as .*:NAME",
     "no_rows.parquet": "must hold at least one image",
-    "no_image.parquet:photo": "must have an image column",
+    "no_image.parquet:photo": r"no_image\.parquet has no column photo; it has label, text: name one of them",
     "text.npy": "cannot be read as numpy data",
     "zero.npy": "cannot be read as numpy data",
     "float.npy": r"must hold uint8 images .*got float64 \(3, 8, 8, 3\)",
@@ -447,7 +447,7 @@ def test_images_of_another_size_are_counted_and_named(tmp_path):
         image(pictures(1, 9, 6)[0]).save(members / name)
     with pytest.raises(UserError) as error:
         scanned(members, pictures(12, seed=1))
-    one_line(error, r"2 of 24 images do not have the shape the model takes, 8 x 6 RGB")
+    one_line(error, r"all images must have one shape; 2 of 24 images are not 8 x 6 RGB as the first image is")
     one_line(error, r"first: .*004\.png is 9 x 6 RGB.*--resize")
 
 

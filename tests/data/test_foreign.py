@@ -31,6 +31,7 @@ FILES = {
     "a.pt": "is a file of pickled Python, which could run code and is not opened",
     "a.JPEG": "is one image: give the folder that holds it",
     "a.xyz": "has the ending '.xyz'",
+    "xyz": "has no ending",
 }
 
 
@@ -75,8 +76,9 @@ def test_a_folder_of_texts_alone_and_an_empty_text_are_refused(tmp_path):
         ([{"bytes": None, "path": "a/x.png"}, {"bytes": None, "path": "b.png"}], "it holds texts such as a/x.png, and no such file"),
         (["http://a.b/x.png", None], "it holds addresses such as http://a.b/x.png: download the images"),
         ([[1, 2], [3, 4]], "it holds list<element: int64>"),
+        ([{"bytes": None, "path": None}], "it holds nothing: give the column or the folder of the images"),
     ],
-    ids=["texts", "structs of paths", "addresses", "numbers"],
+    ids=["texts", "structs of paths", "addresses", "numbers", "nothing"],
 )
 def test_a_parquet_file_whose_image_column_holds_no_images_is_refused_at_once(tmp_path, cells, said):
     types = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if isinstance(cells[0], dict) else None

@@ -167,6 +167,8 @@ def test_without_a_split_of_its_own_or_with_a_damaged_one_membership_is_taken_on
     damaged = trained("damaged")
     (damaged / "split.json").write_text("{")
     assert checked(damaged, data=str(data), split=own).reason == f"{damaged / 'split.json'} cannot be read"
+    (damaged / "split.json").write_text('{"members": [], "nonmembers": ["000.png"]}')
+    assert checked(damaged, data=str(data), split=own).reason == f"{damaged / 'split.json'} lists no members"
 
 
 @pytest.mark.parametrize("nonmembers", [HELD_OUT, MEMBERS[10:]], ids=["held out", "no image held out"])

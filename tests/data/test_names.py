@@ -169,6 +169,16 @@ def test_an_unclear_name_is_not_shown_of_an_anonymous_image(tmp_path):
         assert "00.png" not in refusal(call).lower()
 
 
+def test_a_caption_file_that_cannot_be_read_is_no_unclear_name_to_an_anonymous_run(tmp_path):
+    names = [f"m{i:02d}.png" for i in range(12)]
+    cohort = sides(tmp_path, names, [n.replace("m", "n") for n in names])
+    (tmp_path / "m" / "metadata.jsonl").unlink(missing_ok=True)
+    (tmp_path / "m" / "m03.txt").write_bytes(b"\xff\xfe\xff")
+    assert "m03.txt cannot be read" in refusal(cohort.captions)
+    said = refusal(cohort.renamed(Key(b"k" * 32)).captions)
+    assert "what a file says of the images cannot be read" in said and "without --anonymous says which file" in said and "m03" not in said
+
+
 def test_labels_that_miss_an_image_show_it_beside_a_name_of_the_file(tmp_path):
     rows = {name: {"label": 1} for name in ("a.png", "IMG_7.png", "IMG_8.png")}
     source = open_source(folder(tmp_path / "x", ["a.png", "b.png"], rows=rows))

@@ -91,6 +91,11 @@ def test_a_bad_split_file_of_each_kind_is_one_line(tmp_path, name, capsys):
     assert name in ("none.npy", "unknown.txt") or capsys.readouterr() == ("", ""), "and nothing is said of its other side"
 
 
+def test_a_list_of_truths_for_a_single_image_counts_one_image(tmp_path):
+    with pytest.raises(UserError, match=r"and array has 1 image\b"):
+        read_split(written(tmp_path / "a.npy", [True, False]), open_source(PICTURES[:1]))
+
+
 def test_row_numbers_are_refused_for_images_that_have_names(folder, tmp_path):
     path = written(tmp_path / "a.npz", {"mia_train_idxs": [1], "mia_eval_idxs": [2]})
     with pytest.raises(UserError, match=r"row numbers are of a table or an array, and the images of .*x have names such as a/0.png: give"):

@@ -64,7 +64,7 @@ def test_of_several_splits_one_must_be_named_and_another_column_may_be(tmp_path)
     assert refusal(f"{tmp_path}:dev") == f"{tmp_path} must have one split dev; it has test, train, val: name one of them"
     assert whole(open_source(f"{tmp_path}:train")).name == f"{tmp_path}:train"
     assert len(open_source(f"{tmp_path}:val")) == 3 and len(open_source(f"{tmp_path}:test:image")) == 2
-    assert f"it has image, text, label: say which as {tmp_path}:test:NAME" in refusal(f"{tmp_path}:test:photo")
+    assert f"{tmp_path}:test has no column photo; it has image, text, label: name" in refusal(f"{tmp_path}:test:photo")
 
 
 def test_missing_and_mixed_shards_are_refused_and_so_are_other_columns(tmp_path):

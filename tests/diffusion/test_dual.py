@@ -13,8 +13,8 @@ import torch
 
 from diffleak import hub
 from diffleak.diffusion.analytic import Gaussian, Memoriser, linear_schedule
-from diffleak.diffusion.denoiser import Counted, Denoiser
-from diffleak.diffusion.dual import Dual
+from diffleak.diffusion.denoiser import Counted, Denoiser, NetworkDenoiser
+from diffleak.diffusion.dual import Dual, refuse_incompatible
 from diffleak.diffusion.noise import Noise
 from diffleak.diffusion.sampling import sample
 from diffleak.errors import UserError
@@ -155,3 +155,9 @@ def other_weights(folder: Path, to: Path) -> Path:
     scheduler = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.save_pretrained(to / "scheduler")
     return to
+
+
+def test_a_teacher_without_classes_is_told_from_one_with_them_in_words() -> None:
+    one, other = (NetworkDenoiser(torch.nn.Identity(), SCHEDULE, classes=classes) for classes in (None, 10))
+    with pytest.raises(UserError, match="must have the same classes; got none and 10: "):
+        refuse_incompatible(one, other)

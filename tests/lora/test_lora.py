@@ -12,6 +12,7 @@ from fixtures.commands import all_recorded, call, refused, written_again
 from fixtures.extraction import extraction_record
 from fixtures.loras import TRAINED, trained_adapters
 from fixtures.reports import audit_of
+from PIL import Image
 
 from diffleak.attacks import ATTACKS
 from diffleak.auditing.evidence import known
@@ -266,6 +267,20 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
     card = call(capsys, "report", tmp_path / "run", "--format", "card")[1]
     assert "No leak was found by the attacks that were run: dog-000001, dog." in card and str(root) not in card
     assert all(f"{row.name}.safetensors at scale 1, sha256:" in card for row in allowed.checkpoints)
+
+
+def test_pictures_that_differ_from_the_held_out_ones_by_themselves_are_said_without_a_flag_that_is_not_there(
+    trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any
+) -> None:
+    root, pictures = trained[:2]
+    held_out = shutil.copytree(trained[2], tmp_path / "held-out")
+    for n, file in enumerate(sorted(held_out.glob("*.png"))):
+        size = Image.open(file).size
+        Image.effect_noise(size, 4 + n).convert("RGB").point(lambda value: value // 16).save(file)
+    flags = ("--attacks", "sima", "--timesteps", "100", "--device", "cpu", "--threads", 1)
+    command = ("lora", root / "sd", root / "out" / "dog.safetensors", "--pictures", pictures, "--held-out", held_out, *flags)
+    code, _, err = call(capsys, *command, "-o", tmp_path / "run")
+    assert code == 4 and "note: this audit will be invalid (exit 4)" in err and "--allow-shift" not in err, err
 
 
 def test_what_a_refusal_advises_is_an_option_of_this_command(trained: Any, tmp_path: Path, capsys: Any, few_divisions: Any) -> None:

@@ -88,7 +88,8 @@ class Gradient(Attack):
         lost = next((name for name in weights if name not in have or have[name].shape != weights[name].shape), None)
         if lost is not None:
             raise UserError(
-                f"gradient compares the same weights of the model and its reference, which has no such {shown(lost)}; leave it out"
+                f"gradient compares the same weights of the model and its reference, which has no such {shown(lost)}; "
+                "leave out gradient, or give another reference"
             )
 
     def statistics(self, subject: Subject, mask: Float[Tensor, "b *s"] | None = None) -> Float64[Tensor, "k b"]:

@@ -281,6 +281,8 @@ class GeometryConfig(AuditConfig):
 
     @model_validator(mode="after")
     def _two_sides(self) -> "GeometryConfig":
+        if not (self.data or self.split or self.members or self.nonmembers):
+            raise ValueError("the geometry is of images: give --data DATA, or two sides as --members and --nonmembers")
         if not self.data or self.split or self.members or self.nonmembers:
             refuse_one_side(self.members, self.nonmembers, self.data, self.split)
         return self

@@ -328,7 +328,8 @@ def checked(
         told_of = (target.shape, config.resize, config.skip_unreadable, classes, told, config.seed, target.class_names, sizes, own)
         found = shared.scanned(images, told_of) if shared else scan(images, *told_of)
     if found.shapes and own:
-        say(f"note: not all images have the shape that the model takes; they are sorted as by --buckets {own.side} (or give --resize)")
+        shapes = "not all images have the shape that the model takes" if target.shape else "the images have several shapes"
+        say(f"note: {shapes}; they are sorted as by --buckets {own.side} (or give --resize)")
         config = config.model_copy(update={"buckets": f"{own.side}"})
     if isinstance(target.codec, Autoencoder):
         for shape in dict.fromkeys(found.shapes or ()):
@@ -338,9 +339,8 @@ def checked(
     captions = found.captions
     truncated = tuple(found.cohort.ids[row] for row in target.text.truncated(captions.texts)) if captions and target.text else ()
     if masks and not top and not any(attack.takes_masks for attack in attacks):
-        raise UserError(
-            f"none of {', '.join(attack.name for attack in attacks)} takes a mask; leave out --mask, or add an attack that does, as sima"
-        )
+        given = ", ".join(attack.name for attack in attacks)
+        raise UserError(f"no attack that is given takes a mask ({given}); leave out --mask, or add an attack that does, such as sima")
     units = _units(found, groups, key)
     if found.cohort.member.any() and units.kind != "group":
         config.refuse_few(counted(found.clusters, found.cohort.member, config.across), images_of(found.cohort.member))
@@ -556,7 +556,7 @@ def _refuse_few(attacks: Sequence[Attack], units: Units, split: evaluation.Divis
         what = "groups" if units.kind == "group" else "images"
         raise UserError(
             f"{trained[0]} trains a classifier on the calibrate part, which needs two {what} of each side; it has {fewest}: "
-            "raise --calibrate-fraction, or leave it out"
+            f"raise --calibrate-fraction, or leave out {trained[0]}"
         )
 
 
@@ -654,7 +654,8 @@ def _allowed(attack: Attack, config: AuditConfig, target: Target, referred: bool
     if attack.needs_text and getattr(target, "text", None) is None:
         raise UserError(f"{attack.name} works with captions, and {target.name} takes none; leave it out")
     if attack.needs_reference and not referred:
-        raise UserError(f"{attack.name} needs a reference model beside the audited one: give --reference MODEL, or leave it out")
+        give = "" if "reference" in config.NO_FLAG else "give --reference MODEL, or "
+        raise UserError(f"{attack.name} needs a reference model beside the audited one: {give}leave it out")
     if needs_calibration(attack.settled_by) and not config.calibration:
         raise UserError(f"{attack.name} is fitted on the calibrate part: leave out --no-calibration, or this attack")
     return fit_to_schedule(attack, target.denoiser.schedule)

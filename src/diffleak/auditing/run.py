@@ -362,7 +362,11 @@ def _finish(prepared: Prepared, collected: scoring.Collected, measured: Float64[
         headline=evaluation.headline(results),
         results=tuple(results),
         blind=blind,
-        warnings=(*warnings_of(prepared, results, blind), *about_equal_scores(chosen), *about_memory(prepared, collected.halved_to)),
+        warnings=(
+            *warnings_of(prepared, results, blind),
+            *about_equal_scores(prepared, chosen),
+            *about_memory(prepared, collected.halved_to),
+        ),
         omitted=prepared.scan.omitted,
         truncated=prepared.truncated,
         costs=Costs(

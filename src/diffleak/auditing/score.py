@@ -284,12 +284,12 @@ def estimate(jobs: Sequence[Job], folder: Folder | None, share: Worker, pace: Pa
         if unmeasured and job.target.latent:
             kinds = sorted({kind for needed in unmeasured.values() for kind in needed})
             if TIMED_IMAGES * pace.encoding > LONGEST_ROUND:
-                unsaid = f" beside {', '.join(kinds)}"
+                unsaid = f" (without the time for {', '.join(kinds)})"
                 continue
             seconds += sum(len(job.chunks[c]) for c in unmeasured) * _measuring_seconds(job, kinds) / min(share.threads, len(unmeasured))
-    known = f"{_readable(seconds)}{' left' if done else ''}" if seconds else "how long is not known yet"
+    known = f"{_readable(seconds)}{' left' if done else ''}{unsaid}" if seconds else "how long is not known yet"
     already = f"{'about ' if len(jobs) > 1 else ''}{one_or_more(done, 'query is', 'queries are')} done already"
-    return known + unsaid + (f", {already}" if done else "")
+    return known + (f", {already}" if done else "")
 
 
 def _missing(job: Job, folder: Folder | None, share: Worker) -> tuple[list[tuple[int, int]], dict[int, list[str]]]:

@@ -278,7 +278,7 @@ def _test_half(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
     parts = table.column("part")
     odd = next(((row, part) for row, part in enumerate(parts, 1) if part not in ("calibrate", "test")), None)
     if odd:
-        raise UserError(f"{path}: part must be calibrate or test; got {shown(odd[1]) or None} in row {odd[0]:,}")
+        raise UserError(f"{path}: part must be calibrate or test; got {_got(odd[1])} in row {odd[0]:,}")
     return np.array([p == "test" for p in parts])
 
 
@@ -287,7 +287,7 @@ def _members(table: Table, path: Path) -> Bool[np.ndarray, " n"]:
     numbers = _numbers(values)
     bad = np.flatnonzero((numbers != 0) & (numbers != 1))
     if len(bad):
-        raise UserError(f"{path}: member must be 0 or 1; got {shown(_value(values, int(bad[0]))) or None} in row {bad[0] + 1:,}")
+        raise UserError(f"{path}: member must be 0 or 1; got {_got(_value(values, int(bad[0])))} in row {bad[0] + 1:,}")
     return numbers.astype(bool)
 
 
@@ -299,6 +299,10 @@ def _scores(table: Table, path: Path, column: str) -> Float64[np.ndarray, " n"]:
     if bad:
         raise UserError(f"{path}: {shown(column)} must hold numbers; got '{shown(bad[1])}' in row {bad[0] + 1:,}")
     return numbers
+
+
+def _got(value: Any) -> str:
+    return "nothing" if value is None or value != value else shown(value) or "nothing"
 
 
 def _value(values: Sequence[Any] | np.ndarray, row: int) -> Any:

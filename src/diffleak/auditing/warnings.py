@@ -19,6 +19,7 @@ from diffleak.records.audit import Blind, Result
 from diffleak.records.evidence import GIVES, RELEASED
 from diffleak.records.plan import one_for_all
 from diffleak.records.scores import Scores
+from diffleak.records.variants import VARIANTS
 from diffleak.report.judgement import sources
 from diffleak.report.wording import cut_captions, omitted, resized
 from diffleak.stats import evaluation
@@ -59,9 +60,10 @@ def about_sides(prepared: Prepared) -> Iterator[str]:
         return
     blind = (prepared.by_key if prepared.key else prepared).blind
     if finding(blind) == "different":
+        all_the_same = "" if "allow_shift" in prepared.config.NO_FLAG else ", or show the numbers all the same with --allow-shift"
         yield (
             f"note: this audit will be invalid (exit 4), whatever the attacks find: {sources(blind)} Hold out images of the same source "
-            "(`diffleak split`), or show the numbers all the same with --allow-shift"
+            f"(`diffleak split`){all_the_same}"
         )
 
 
@@ -75,13 +77,21 @@ def about_names(prepared: Prepared, folder: Path) -> Iterator[str]:
         yield f"others on this machine may read {folder}, which names images by file name: {closing(folder)}"
 
 
-def about_equal_scores(scores: Sequence[Scores]) -> tuple[str, ...]:
-    """Which attacks give every image the same score."""
-    return tuple(
-        f"{each.attack} gives every image the same score, so it measured nothing: does the model's answer depend on the image?"
-        for each in scores
-        if not (np.nanmax(each.statistic, axis=0) > np.nanmin(each.statistic, axis=0)).any()
-    )
+def about_equal_scores(prepared: Prepared, scores: Sequence[Scores]) -> tuple[str, ...]:
+    """Which attacks give every image the same score; an excess over the model itself is nothing, which `warnings_of` says once."""
+    equal = [each.attack for each in scores if not (np.nanmax(each.statistic, axis=0) > np.nanmin(each.statistic, axis=0)).any()]
+    asked = {
+        attack: "is the reference the model itself?" if f"[{VARIANTS[1]}" in attack else "does the model's answer depend on the image?"
+        for attack in equal
+        if not (f"[{VARIANTS[1]}" in attack and _beside_itself(prepared))
+    }
+    return tuple(f"{attack} gives every image the same score, so it measured nothing: {why}" for attack, why in asked.items())
+
+
+def _beside_itself(prepared: Prepared) -> bool:
+    """True where the reference is known to be the audited model."""
+    plan = prepared.plan
+    return prepared.reference is not None and plan.reference_fingerprint == plan.model_fingerprint != UNKNOWN
 
 
 def about_memory(prepared: Prepared, halved_to: int | None) -> tuple[str, ...]:
@@ -145,8 +155,8 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
     what = "groups" if split.unit == "group" else "images"
     if prepared.config.complexity and prepared.config.calibration and not prepared.calibrates:
         found.append(
-            f"scores were not corrected for how simple each image is: that takes {FEWEST} held-out {what} in the calibrate part, and there "
-            f"are {split.calibrate_nonmembers}"
+            f"scores were not corrected for how simple each image is: that takes {FEWEST} held-out {what} in the calibrate part, which has "
+            f"{split.calibrate_nonmembers}"
         )
     if split.repeats > 1:
         found.append(
@@ -162,7 +172,7 @@ def warnings_of(prepared: Prepared, results: Sequence[Result], blind: Blind) -> 
         found.append(
             "the two sides differ without the model, more than by chance: part of what the attacks find may come from that difference"
         )
-    if prepared.reference and prepared.plan.reference_fingerprint == prepared.plan.model_fingerprint != UNKNOWN:
+    if _beside_itself(prepared):
         found.append("the reference is the model itself: there is no excess over it")
     return (*found, *about_direction(results))
 

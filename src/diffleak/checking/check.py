@@ -241,7 +241,8 @@ def _warnings(
         stand = one_or_more(within, "pair of copies or near-duplicates stands", "pairs of copies or near-duplicates stand")
         yield f"{stand} on one side: an audit counts a cluster as one image"
     if looked.unreadable:
-        yield f"{one_or_more(len(looked.unreadable), 'image')} cannot be read: replace them, or audit with --skip-unreadable"
+        lost = one_or_more(len(looked.unreadable), "image cannot be read: replace it", "images cannot be read: replace them")
+        yield f"{lost}, or audit with --skip-unreadable"
     shapes = dict.fromkeys(name for side in sides for name, _ in side.shapes)
     if len(shapes) > 1:
         first = ", ".join(list(shapes)[:NAMED]) + (", ..." if len(shapes) > NAMED else "")

@@ -213,7 +213,8 @@ def read_scores(run: Run, attack: str) -> Scores | None:
 def quality_of(entries: Sequence[EntryRuns], given: Sequence[str]) -> dict[str, tuple[Quality, str]]:
     """The quality of each entry by its name, and the file it is from: the one given as NAME=FILE, else of its first run with one."""
     files: dict[str, Path] = {}
-    for entry in entries:
+    named = {argument.partition("=")[0] for argument in given}
+    for entry in (entry for entry in entries if entry.name not in named):
         run = next((run for run in entry.runs if (run.folder / QUALITY).is_file()), None)
         if run:
             files[entry.name] = run.folder / QUALITY

@@ -142,7 +142,7 @@ def swap_or_reason(
         return swap_audit(entries, attacks, halves), None
     except UserError as error:
         if asked:
-            raise
+            raise UserError(f"{error}, or leave out --halves") from None
         return None, str(error)
 
 
@@ -188,7 +188,7 @@ def _run_of(runs: Sequence[Run], halves: Defence, which: int) -> Run:
     if not found:
         raise UserError(
             f"{halves.path} names two teachers, and each needs a run; none of the runs is on teacher {which + 1} "
-            f"({fingerprint[:24]}): audit it on all members and add its RUN, or leave out --halves"
+            f"({fingerprint[:24]}): audit it on all members and add its RUN"
         )
     run = max(found, key=lambda r: sum(i in r.rows for i in chain(*halves.halves)))
     _check_members(run, halves)

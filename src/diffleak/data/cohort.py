@@ -184,8 +184,8 @@ class Cohort:
             if not self.anonymous:
                 raise
             raise UserError(
-                "every file about the images must name each of them once, and as the data does; the same command without --anonymous says "
-                "which name is unclear"
+                "what a file says of the images cannot be read, or two readings of it are possible; the same command without --anonymous "
+                "says which file it is, and why"
             ) from None
 
     def folders(self) -> Iterator[tuple[str, str]]:

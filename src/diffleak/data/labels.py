@@ -357,8 +357,8 @@ def _text_numbers(sides: Sequence[Side], count: int, own: ClassNames) -> tuple[d
             return {name: i for i, name in enumerate(order)}, "by the numbers of that column"
     raise NoClasses(
         f"the model is conditioned on one of {count} classes, and the labels from {sides[0].labels.origin} are names that are no classes "
-        f"of it ({_few(sorted(every))}); its own class names are: {_own_listed(own)}; give labels as numbers from 0 to {count - 1}, or as "
-        "those names"
+        f"of it ({_few(sorted(every))}); give labels as numbers from 0 to {count - 1}, or as the model's own class names "
+        f"({_own_listed(own)})"
     )
 
 

@@ -68,7 +68,7 @@ def check_membership(
     own = read_model_split(split_file, audited_split)
     trust = partial(trust, model_split=str(split_file))
     if own is None:
-        return trust(reason=f"{split_file} cannot be read")
+        return trust(reason=f"{split_file} {'cannot be read' if find_split(split_file) is None else 'lists no members'}")
     training = None if own.data is None else _opened(own.data, cohorts[0].decoding)
     found = [match for cohort in cohorts for match in _matches(cohort, own)]
     against = [match for match in found if _contradicts(match, own)]

@@ -96,6 +96,7 @@ def scan(
     the size of its own; `otherwise` are the buckets where not all images have the shape. With `classes` every image must have a label in
     [0, classes), by the class `names` of the model; with `captions`, a choice of `choose_captions`, a caption.
     """
+    takes_any = shape is None
     labels = None if classes is None else _labels(cohort, classes, names)
     told = None if captions is None else choose_captions(cohort, captions, seed)
     say_strays((labels.files if labels else ()) + (told.names if told else ()), cohort.ids[0])
@@ -140,10 +141,13 @@ def scan(
     for tally, name in zip(tallies, reversed(cohort.names), strict=True):
         tally.refuse(name, cohort.decoding)
     if misfits:
-        raise UserError(
-            f"{of_them(len(misfits), f'{len(cohort):,} images', 'does', 'do')} not have the shape the model takes, {shape} "
-            f"(first: {misfits[0]}); --resize converts them (antialiased, recorded)"
+        of = f"{len(cohort):,} images"
+        other = (
+            f"all images must have one shape; {of_them(len(misfits), of)} not {shape} as the first image is"
+            if takes_any
+            else f"{of_them(len(misfits), of, 'does', 'do')} not have the shape the model takes, {shape}"
         )
+        raise UserError(f"{other} (first: {misfits[0]}); --resize converts them (antialiased, recorded)")
     kept = cohort.only(readable)
     hashes, features, complexities = hashes[: len(kept)], features[: len(kept)], complexities[: len(kept)]
     if cohort.member.any():
@@ -191,7 +195,7 @@ def refuse_shared(cohort: Cohort, hashes: Hashes, alike: str) -> None:
         both = one_or_more(len(shared), "image is", "images are")
         raise UserError(
             f"{' and '.join(cohort.calls)} must not share an image; {both} on both sides, {alike}: "
-            f"{'; '.join(pairs)}{more}: remove them from one side"
+            f"{'; '.join(pairs)}{more}: remove {'it' if len(shared) == 1 else 'them'} from one side"
         )
 
 

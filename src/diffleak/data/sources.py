@@ -55,7 +55,8 @@ def open_source(data: "str | Path | np.ndarray | ImageSource", decoding: Decodin
     if found == "a folder":
         return _folder(path, keys, decoding)
     if path.suffix.lower() not in READERS:
-        raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has the ending {path.suffix!r}'}")
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        raise UserError(f"{KINDS_READ}; {foreign_file(path) or f'{path} has {ending}'}")
     if len(keys) > 1:
         raise UserError(f"{path} is one file, after which one name may stand; got {shown(':'.join(keys))}: leave out one of them")
     return READERS[path.suffix.lower()](path, keys[0] if keys else None, decoding)

@@ -55,7 +55,7 @@ def _npy(path: Path, source: ImageSource) -> Sides:
     array = load_npy(path)
     if array.dtype == bool:
         if array.shape != (len(source),):
-            raise ValueError(f"it has the shape {array.shape}, and {shown(source.name)} has {len(source):,} images")
+            raise ValueError(f"it has the shape {array.shape}, and {shown(source.name)} has {one_or_more(len(source), 'image')}")
         array = np.flatnonzero(array)
     members = _once(_rows(array, source))
     return members, _rest(path, members, source)

@@ -105,8 +105,11 @@ def table_source(name: str, root: Path, parts: Sequence[Part], column: str | Non
                 f"the files of one table must have the same columns; {part.path} has others than {parts[0].path}: give one of them"
             )
     names = schema.names
+    if column is not None and column not in names:
+        what = "split or column" if name == str(root) else "column"
+        raise UserError(f"{name} has no {what} {shown(column)}; it has {listed(names, 120)}: name one of them")
     column = column or next((c for c in IMAGE_COLUMNS if c in names), None)
-    if column is None or column not in names:
+    if column is None:
         raise UserError(
             f"{name} must have an image column ({', '.join(IMAGE_COLUMNS)}); it has {listed(names, 120)}: say which as {name}:NAME"
         )
@@ -169,10 +172,8 @@ def _refuse_no_images(name: str, root: Path, parts: Sequence[Part], column: str)
         return
     first = next((cell for part in parts for g in range(len(part.rows)) for cell in _paths(part, g, column)), None)
     if first is None or first.startswith(ADDRESSES):
-        what = "nothing" if first is None else f"addresses such as {shown(first)}"
-        raise UserError(
-            f"the column {shown(column)} of {name} must hold encoded images or paths of files; it holds {what}: download the images"
-        )
+        what = f"addresses such as {shown(first)}: download the images" if first else "nothing: give the column or the folder of the images"
+        raise UserError(f"the column {shown(column)} of {name} must hold encoded images or paths of files; it holds {what}")
     if not _found(first, parts[0].path.parent, root):
         where = " or ".join(dict.fromkeys([str(parts[0].path.parent), str(root)]))
         raise UserError(

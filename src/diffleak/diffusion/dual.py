@@ -89,7 +89,7 @@ def refuse_incompatible(one: Denoiser, other: Denoiser, who: str = "the two teac
         for name in ("prediction_type", "classes"):
             pair = getattr(one, name), getattr(other, name)
             if pair[0] != pair[1]:
-                what = name.replace("_", " ")
-                raise UserError(f"{who} must have the same {what}; got {pair[0]} and {pair[1]}: train both with the same settings")
+                what, got = name.replace("_", " "), " and ".join("none" if each is None else str(each) for each in pair)
+                raise UserError(f"{who} must have the same {what}; got {got}: train both with the same settings")
         if one.precondition and not one.precondition.equals(other.precondition):
             raise UserError(f"{who} must have the same sigma_data and prediction type; theirs differ: train both with the same settings")

@@ -60,6 +60,12 @@ NO_CAPTION = (
 REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: repeats in an epoch, and the words for images without a caption
 
 
+class _Audit(AuditConfig):
+    """The settings of the audits, whose messages name no flag that `diffleak lora` lacks."""
+
+    NO_FLAG = {"allow_shift"}
+
+
 def lora(config: LoraConfig, inputs: Inputs | None = None, log: Callable[[str], None] = say) -> LoraRecord:
     """Measures every checkpoint and leaves lora.json and lora.html in the output folder; the same call resumes.
 
@@ -162,7 +168,7 @@ def _audited(config: LoraConfig, found: Checkpoints, captions: str) -> tuple[tup
     settings = {key: value for key, value in config.model_dump().items() if key in given}
     sides = {"members": config.pictures, "nonmembers": config.held_out, "captions": captions, "resize": config.buckets is None}
     audit = {**settings, **sides, "model": config.base, "lora": config.adapters, "reference": "base", "output": config.output / AUDITS}
-    record = sweep(build(AuditConfig, audit), found, timed=False)  # without the limit, which so few pictures may never meet: undecided
+    record = sweep(build(_Audit, audit), found, timed=False)  # without the limit, which so few pictures may never meet: undecided
     assert record is not None, "one process scores all shards"
     limited = build(AuditConfig, audit, {"max_excess_auc": config.max_excess_auc})
     rows, of_each = [], dict[str, tuple[str, ...]]()
