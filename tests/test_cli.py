@@ -548,7 +548,9 @@ def test_wrong_flags_of_geometry_are_one_line(capsys, latent_folder, pictures, t
 
 def test_geometry_needs_a_latent_model_data_and_an_output(capsys, latent_folder, model, pictures):
     assert "works on pixels" in refused(capsys, "geometry", model, "--data", pictures, *LATENT, "-o", "unused")
-    assert "give --data DATA, or two sides as --members and --nonmembers" in refused(capsys, "geometry", latent_folder(), *LATENT, "-o", "unused")
+    assert "give --data DATA, or two sides as --members and --nonmembers" in refused(
+        capsys, "geometry", latent_folder(), *LATENT, "-o", "unused"
+    )
     assert "give -o DIR" in refused(capsys, "geometry", latent_folder("b"), "--data", pictures, "--top", 3, *LATENT)
     assert not Path("unused").exists()
 

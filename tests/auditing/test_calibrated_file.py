@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fixtures.commands import call, refused
+from fixtures.pictures import encoded
+from PIL import Image
 
 from diffleak.auditing.score_file import calibrate_file
 from diffleak.data.complexity import complexity
@@ -80,6 +82,11 @@ def test_a_damaged_image_is_refused_without_a_flag_that_the_command_does_not_hav
         (tmp_path / "images" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     line = refused(capsys, "metrics", tmp_path / "scores.csv", "--images", tmp_path / "images")
     assert line.endswith(("; remove it", "; replace it"))
+    for name in frame.id:
+        picture = Image.new("RGB", (8, 8))
+        (tmp_path / "images" / f"{name}.png").write_bytes(encoded(picture, exif=b"Exif\0\0XXnothing of TIFF"))
+    line = refused(capsys, "metrics", tmp_path / "scores.csv", "--images", tmp_path / "images")
+    assert "nothing says which way is up" in line and "--exif" not in line and line.endswith("; replace it")
 
 
 def test_too_few_held_out_images_to_fit_on_are_refused(planted, tmp_path):

@@ -760,6 +760,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(runs, tmp_path):
     [
         ("captions", ("own", "empty")),
         ("guidance_scale", (None, 7.5)),
+        ("guidance_scale", (0.0, None)),
         ("attacks", [({"attack": "sima", "timesteps": [60], "code": code},) for code in ("ab", "cd")]),
     ],
 )
@@ -773,7 +774,7 @@ def test_runs_that_gave_their_models_other_things_or_ran_other_code_are_compared
         path.write_text(json.dumps(content))
     warned = compare(names(*runs)).warnings
     name = what.replace("_", " ")
-    own, other = (value or "none" for value in values)
+    own, other = ("none" if value is None else value for value in values)
     said = f"{runs[1]} was audited with {name} {other} and {runs[0]} with {own}"
     said = f"the code of sima is another in {runs[1]} than in {runs[0]}" if what == "attacks" else said
     said += ", so the difference is not due to the models alone"

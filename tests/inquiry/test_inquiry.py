@@ -194,7 +194,7 @@ def inquired(model, images, control, **changes):
         (
             np.concatenate([IMAGES, CONTROL[:1]]),
             CONTROL,
-            "and controls must not share an image; 1 image is on both sides, pixel for pixel: images/24 = control/0: remove it from one side",
+            "and controls must not share an image; 1 image is on both sides, pixel for pixel: images/24 = control/0: remove it",
         ),
         (np.concatenate([IMAGES[:9], IMAGES[:9]]), CONTROL, "at least 10 images in question, 5 in every half that is tested; got 9"),
     ],

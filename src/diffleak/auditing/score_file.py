@@ -108,7 +108,7 @@ def calibrate_file(path: Path, images: str | Path, column: str = "score") -> tup
 def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64[np.ndarray, "n 7"]:
     """The complexity of the image of each id of a score file."""
     from diffleak.data.complexity import NAMES, complexity  # these import what a score file alone does not need
-    from diffleak.data.decoding import WITHOUT_HINT, UnreadableImage
+    from diffleak.data.decoding import WITHOUT_HINTS, UnreadableImage
     from diffleak.data.names import matched
     from diffleak.data.sources import open_source
 
@@ -123,7 +123,7 @@ def _complexities(path: Path, ids: Sequence[str], images: str | Path) -> Float64
     found = np.empty((len(ids), len(NAMES)))
     with progress("complexity", len(ids), "images") as advance:
         for i, image_id in enumerate(ids):
-            with refusing(UnreadableImage, WHY, WITHOUT_HINT):
+            with refusing(UnreadableImage, WHY, WITHOUT_HINTS):
                 found[i] = complexity(source.read(row[meant[image_id]]))
             advance()
     return found

@@ -409,7 +409,7 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
 def _given_otherwise(run: Run, baseline: Run) -> str | None:
     """Names the captions, the guidance or the code of an attack in which two runs differ; None where they are the same."""
     for what in ("captions", "guidance_scale"):
-        own, other = (getattr(one.record.plan, what) or "none" for one in (run, baseline))
+        own, other = ("none" if (given := getattr(one.record.plan, what)) is None else given for one in (run, baseline))
         if own != other:
             name = what.replace("_", " ")
             return f"{run.name} was audited with {name} {visible(str(own))} and {baseline.name} with {visible(str(other))}"

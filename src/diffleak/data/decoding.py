@@ -19,7 +19,9 @@ from diffleak.work.reading import opened
 
 MAX_PIXELS = 64 * 2**20  # an 8192 x 8192 image; beyond it a small file may be a decompression bomb
 SKIP_HINT = ", or leave it out with --skip-unreadable"
+EXIF_HINT = "; --exif ignore reads it as stored"
 WITHOUT_HINT = lambda error: str(error).replace(SKIP_HINT, "")  # for commands without that flag
+WITHOUT_HINTS = lambda error: WITHOUT_HINT(error).replace(EXIF_HINT, "")  # for those that have no choice of how images are read
 ORIENTATION = 0x0112
 SAMPLE_BITS = 258  # the TIFF tag BitsPerSample
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -144,7 +146,7 @@ def _orientation(image: Image.Image, decoding: Decoding) -> int:
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
         if decoding.exif == "ignore":
             return 1
-        raise ValueError(f"its EXIF is damaged, so that nothing says which way is up; --exif ignore reads it as stored: {error}") from None
+        raise ValueError(f"its EXIF is damaged, so that nothing says which way is up{EXIF_HINT}: {error}") from None
 
 
 def _bits(image: Image.Image) -> int | None:
