@@ -26,7 +26,7 @@ from diffleak.extraction.extract import search
 from diffleak.gating.limits import gates
 from diffleak.hub import located
 from diffleak.hub.adapters import adapter_file
-from diffleak.hub.folders import NETWORKS, SECOND
+from diffleak.hub.folders import INDEX, NETWORKS, SECOND
 from diffleak.hub.pipelines import pipeline_of
 from diffleak.lora import judge
 from diffleak.lora.config import LoraConfig
@@ -130,7 +130,8 @@ def _refuse_other_base(base: str) -> None:
         return
     folder = located(base)
     two = any((folder / f"{network}{SECOND}").is_dir() for network in NETWORKS)
-    if two or pipeline_of(folder) is None:
+    parts = (INDEX, "config.json", *NETWORKS)  # of a folder without any, loading says that it is no model
+    if two or (any((folder / part).exists() for part in parts) and pipeline_of(folder) is None):
         other = "holds two networks" if two else "takes no captions"
         raise UserError(
             f"BASE must be a text-to-image model; {shown(base, LONGEST_PATH)} {other}: give the model that the adapters were made for"
