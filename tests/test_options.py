@@ -3,6 +3,8 @@
 import random
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -301,3 +303,12 @@ def test_every_option_that_names_a_file_or_folder_is_looked_at_before_a_model_is
         named = Path in (field.annotation, *get_args(field.annotation)) or NAMES_ONE.search(text)
         if key not in kind.NO_FLAG and named and not NO_PLACE.search(text):
             assert key in looked_at or (command, key) in ELSEWHERE, (key, text)
+
+
+def test_help_reads_no_data():
+    """`--help` needs the settings alone: what reads images is loaded by the call."""
+    code = (
+        "import sys; from diffleak.checking.config import CheckConfig; from diffleak.options import with_options; "
+        "with_options(lambda settings: None, CheckConfig); print('diffleak.data.sources' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -56,7 +56,6 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
     A function that makes the Config itself takes a dict of the options, as its parameter `given`.
     """
     from diffleak.config import build, flag, read_yaml, settings_of
-    from diffleak.data.given import refuse_paths
     from diffleak.errors import SettingError, UserError
 
     fields = settings_of(kind)
@@ -85,6 +84,8 @@ def with_options(function: Command, kind: "type[Config]") -> Command:
         if kind.ARGUMENT and kind.INSTEAD and not any(read.get(key) or given.get(key) for key in (kind.ARGUMENT, kind.INSTEAD)):
             raise UserError(f"{kind.ARGUMENT.upper()} must be given, or {flag(kind.INSTEAD)}")
         settings = build(kind, read, given)
+        from diffleak.data.given import refuse_paths  # which --help does not need
+
         refuse_paths(settings)
         function(settings=settings, **values)
 

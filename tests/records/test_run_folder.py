@@ -1,6 +1,7 @@
 """What lies in a run folder is checked when it is read back."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,9 +134,11 @@ def test_a_folder_of_another_command_is_refused_but_where_both_belong_together(t
     refuse_other_command(tmp_path / ("x" * 300), own)  # a name that no system takes is refused where the folder is made
 
 
-@pytest.mark.parametrize("file", ["train.json", "unet/weights.safetensors", "adapter_model.safetensors", "model.ckpt"])
+@pytest.mark.parametrize(
+    "file", ["train.json", "unet/weights.safetensors", "checkpoint-20/a.pt", "adapter_model.safetensors", "model.ckpt", "pytorch_model.bin"]
+)
 def test_the_folder_of_a_model_is_refused_unless_results_lie_there_already(tmp_path, file):
-    (tmp_path / "own" / "unet").mkdir(parents=True)
+    (tmp_path / "own" / file).parent.mkdir(parents=True)
     (tmp_path / "own" / file).write_text("{}")
     for own in {*ALLOWED} - {"train.json"}:
         with pytest.raises(UserError, match=rf"own is the folder of a (trained )?model \({file}\); choose another -o"):
@@ -143,8 +146,8 @@ def test_the_folder_of_a_model_is_refused_unless_results_lie_there_already(tmp_p
     with pytest.raises(UserError, match=r"is the folder of a model"):
         refuse_model(tmp_path / "own", "check.json")
     refuse_other_command(tmp_path / "own", "train.json")  # which says itself if it resumes or is another one's
-    for own, run in (("sweep.json", "a"), ("lora.json", "audits/a"), ("lora.json", "drawings/a/generated")):
-        if file != "train.json":  # in whose folder these were refused by earlier versions, too
+    for own, run in (("prompts.json", "prompts"), ("sweep.json", "a"), ("lora.json", "audits/a"), ("lora.json", "drawings/a/generated")):
+        if file != "train.json" or own == "prompts.json":  # in whose folder the others were refused by earlier versions, too
             (tmp_path / "own" / run).mkdir(parents=True)
             (tmp_path / "own" / run / "plan.json").write_text("{}")
             refuse_other_command(tmp_path / "own", own)
@@ -152,3 +155,31 @@ def test_the_folder_of_a_model_is_refused_unless_results_lie_there_already(tmp_p
     (tmp_path / "own" / "plan.json").write_text("{}")
     for own in ("audit.json", "inquiry.json", "quality.json"):
         refuse_other_command(tmp_path / "own", own)  # an earlier version began there
+
+
+@pytest.mark.parametrize(
+    "file", ["adapters/a.safetensors", "encoders/sscd.pt", "unet.txt", "metrics.pkl", "cifar/data_batch_1.bin", "data_batch_1.bin"]
+)
+def test_a_folder_of_other_files_takes_results(tmp_path, monkeypatch, file):
+    """A folder of a project, named by "-o .", with logs, data, adapters or encoders beside the results."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    monkeypatch.chdir(tmp_path)
+    for own in {*ALLOWED, "check.json"}:
+        refuse_other_command(Path(), own)
+
+
+def test_the_weights_beside_a_part_that_may_not_be_read_are_seen(tmp_path, monkeypatch):
+    for part in ("transformer", "unet"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.safetensors").write_text("")
+    listed = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "transformer":
+            raise PermissionError  # modes of folders do not bind a superuser
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match=r"is the folder of a model \(unet/a\.safetensors\)"):
+        refuse_model(tmp_path, "check.json")

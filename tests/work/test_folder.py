@@ -75,6 +75,8 @@ def test_changes_are_told_in_a_persons_words():
     said = spelled(changed, names_of(AuditConfig))
     assert said == "--resize was off, now on; timesteps of sima_mc(m=4) of --attacks was 10, 20, now 10; another set of images"
     assert spelled([Change("masks", [], ["auto"])], names_of(AuditConfig)) == "--mask was none, now auto"
+    unsaid = Change("attacks", {"mine": {"m": 4}}, {"mine": {"m": 4, "new": None}})
+    assert spelled([unsaid], names_of(AuditConfig)) == "another mine of --attacks", "no value tells an unset parameter from a missing one"
 
 
 @pytest.mark.parametrize(("content", "why"), [("{", "Expecting"), ("[]", "it holds a list"), ("\udc80", "not UTF-8")])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -30,11 +31,15 @@ ALONE = {
     TRAINED: "a trained model",
 }
 MAIN = {AUDIT: "an audit", INQUIRY: "an inquiry", PLAN: "a run"}
-RUNS = {  # of a command whose folder has no plan of its own, the plans of its runs
+RUNS = {  # of a command whose folder has no plan of its own, the plans below it
+    "prompts.json": (f"prompts/{PLAN}",),
     "sweep.json": (f"*/{PLAN}",),
     "lora.json": (f"*/*/{PLAN}", f"*/*/{DRAWN}/{PLAN}"),
 }
-WEIGHTS = (".safetensors", *PICKLES)  # by which a folder is a model's, or one in it
+WEIGHTS = (".safetensors", *PICKLES)  # by which a folder is a model's, or a part of it
+MANY_KINDS = {".bin", ".pkl"}  # of these, which hold data and logs too, those that are named as weights
+NAMED_AS_WEIGHTS = re.compile("model|weights|embeds", re.IGNORECASE)
+PART = re.compile(r"(unet|transformer|vae|vqvae|text_encoder)(_\w+)?|checkpoint-\d+")  # folders that a model or its trainer has
 COUNTED: tuple[Unit, ...] = ("group", "cluster")  # columns of samples.csv that say which images count together
 
 
@@ -74,10 +79,18 @@ def refuse_model(folder: Path | None, own: str) -> None:
 
 
 def _weights(folder: Path) -> Iterator[str]:
-    """The files of weights in a folder and in those directly below it; none of one that cannot be read."""
+    """The files of weights in a folder and in the parts of a model there; none of one that cannot be read."""
     with suppress(OSError):
-        for place in (folder, *sorted(each for each in folder.iterdir() if each.is_dir())):
-            yield from (str(each.relative_to(folder)) for each in sorted(place.iterdir()) if each.suffix.lower() in WEIGHTS)
+        inside = sorted(folder.iterdir())
+        yield from (file.name for file in inside if _is_weights(file))
+        for part in (each for each in inside if PART.fullmatch(each.name)):
+            with suppress(OSError):
+                yield from (str(file.relative_to(folder)) for file in sorted(part.iterdir()) if _is_weights(file))
+
+
+def _is_weights(file: Path) -> bool:
+    ending = file.suffix.lower()
+    return ending in WEIGHTS and (ending not in MANY_KINDS or NAMED_AS_WEIGHTS.search(file.stem) is not None)
 
 
 def read_plan(folder: Path, *, to_read: bool = False) -> Plan | None:

@@ -282,8 +282,8 @@ def spelled(changed: Sequence[Change], names: Mapping[str, str] = MappingProxyTy
 
 def _told(name: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        key = next(key for key in before | now if before.get(key) != now.get(key))
-        return _told(f"{key} of {name}", before.get(key), now.get(key))
+        key = next((key for key in before | now if before.get(key) != now.get(key)), None)
+        return f"another {name}" if key is None else _told(f"{key} of {name}", before.get(key), now.get(key))
     values = [_plainly(value) for value in (before, now)]
     return f"another {name}" if any(map(HASH.search, values)) else f"{name} was {values[0]}, now {values[1]}"
 
