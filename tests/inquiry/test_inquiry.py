@@ -358,7 +358,7 @@ def test_controls_that_the_model_was_trained_on_are_refused(data, tmp_path):
 
 def test_what_is_said_of_controls_names_the_file_that_it_speaks_of():
     trust = partial(Membership, source="IMAGES and CONTROL", status="taken on trust")
-    begin = "That the controls were not trained on is taken on trust"
+    begin = "It is taken on trust that the controls were not trained on"
     said = of_controls(trust(model_split="out/split.json", reason="3 of 20 images are not listed there by name (first: a.png)"))
     assert said == f"{begin}, and out/split.json does not confirm it: 3 of 20 images are not listed there by name (first: a.png)."
     said = of_controls(trust(model_split="out/split.json", reason="only names could be compared", same_names=True))
@@ -445,9 +445,9 @@ def test_of_controls_that_the_models_split_does_not_confirm_it_is_said_which_fil
     of = lambda file, reason: of_controls(Membership(source="c", status="taken on trust", model_split=file, reason=reason))
     otherwise = "9 of 20 images have names that it lists on another side, and nothing says where the training images lie"
     said = of("m/split.json", otherwise)
-    assert said == f"That the controls were not trained on is taken on trust, and m/split.json does not confirm it: {otherwise}."
+    assert said == f"It is taken on trust that the controls were not trained on, and m/split.json does not confirm it: {otherwise}."
     assert of(None, "the model has no split.json to compare with").startswith(
-        "That the controls were not trained on is taken on trust: the"
+        "It is taken on trust that the controls were not trained on: the"
     )
 
 

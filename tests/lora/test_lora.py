@@ -173,7 +173,7 @@ def test_without_held_out_pictures_the_answer_is_to_look_first_with_two_ways_to_
     near = [judge.redrawn({**base, **dict.fromkeys(map(str, range(n)), 0.1)}, base) for n in (0, 6)]
     rows = [checkpoint(f"kay-{i}", "undecided").model_copy(update={"redrawn": found}) for i, found in enumerate(near)]
     said = judge.answer(rows, 12, None)
-    assert said.startswith("Undecided with 12 pictures and none held out: kay-0, kay-1. Look first at the pairs of kay-1:")
+    assert said.startswith("Undecided: kay-0, kay-1 (with 12 pictures and none held out). Look first at the pairs of kay-1:")
     assert said.endswith(judge.WAYS) and "hold pictures out" in judge.WAYS and "diffleak inquire" in judge.WAYS
     assert "Look first" not in judge.answer(rows[:1], 12, None) and "Do not publish" not in said
 
@@ -186,11 +186,11 @@ def test_warnings_of_a_checkpoint_have_its_name_and_those_of_all_stand_once() ->
 def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
     rows = [checkpoint("kay-1", "undecided"), *(checkpoint(f"kay-{i}", "do not publish", {"captions": 30}) for i in range(3, 7))]
     assert judge.answer(rows, 30, None) == (
-        "Do not publish as they are: kay-3 to kay-6. Undecided with 30 pictures and none held out: kay-1. "
+        "Do not publish as they are: kay-3 to kay-6. Undecided: kay-1 (with 30 pictures and none held out). "
         f"{judge.WAYS} The headers of kay-3 to kay-6 give away captions and tags: strip with diffleak metadata FILE --strip OUT."
     )
     assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
-        "By the attacks that were run, may be published: a. Undecided with 300 pictures and 200 held out: b."
+        "By the attacks that were run, may be published: a. Undecided: b (with 300 pictures and 200 held out)."
     )
 
 
@@ -199,7 +199,7 @@ def test_the_page_begins_with_the_answer_alone_and_what_to_do_stands_behind_the_
     few = judge.too_few(0.6, 30, 100, 0.2)
     record = LoraRecord.model_construct(checkpoints=tuple(rows), answer=judge.answer(rows, 30, 100, few))
     shown = judged(record)
-    assert shown.title == "Do not publish as they are: a 3 files.v1. Undecided with 30 pictures and 100 held out: b."
+    assert shown.title == "Do not publish as they are: a 3 files.v1. Undecided: b (with 30 pictures and 100 held out)."
     assert (
         len(shown.sentences) == 3
         and shown.sentences[-1] == f"{few} The header of b gives away captions and tags: strip with diffleak metadata FILE --strip OUT."
@@ -248,7 +248,7 @@ def test_with_held_out_pictures_each_checkpoint_is_audited_beyond_its_base(
         "strip with diffleak metadata FILE --strip OUT."
     )
     assert (record.pictures, record.held_out, record.captions, record.max_excess_auc) == (12, 13, "own", 0.6)
-    assert "with 12 pictures and 13 held out: " in record.answer and "With 12 pictures and 12 held out, since" in record.answer
+    assert "(with 12 pictures and 13 held out)." in record.answer and "With 12 pictures and 12 held out, since" in record.answer
     assert any("12 members and 12 held-out images are counted" in line for line in record.warnings), "what they count as is in a warning"
     html = (tmp_path / "run" / "lora.html").read_text()
     assert "Checkpoints" in html and "sks dog" not in html, "counted, not repeated"

@@ -9,7 +9,9 @@ from fixtures.commands import refused
 from fixtures.reports import audit_of, latent_audit
 
 from diffleak.errors import UserError
-from diffleak.records.run_folder import read_audit, read_plan, read_samples, refuse_model, refuse_other_command, write_samples
+from diffleak.hub.folders import AUTOENCODER_FOLDERS, NETWORKS, SECOND
+from diffleak.hub.weights import AVERAGE
+from diffleak.records.run_folder import PART, read_audit, read_plan, read_samples, refuse_model, refuse_other_command, write_samples
 from diffleak.records.scores import ChunkMeta, Samples, Spent, read_chunk, write_chunk
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -183,3 +185,8 @@ def test_the_weights_beside_a_part_that_may_not_be_read_are_seen(tmp_path, monke
     monkeypatch.setattr(Path, "iterdir", iterdir)
     with pytest.raises(UserError, match=r"is the folder of a model \(unet/a\.safetensors\)"):
         refuse_model(tmp_path, "check.json")
+
+
+def test_every_folder_of_weights_that_the_hub_opens_is_a_part_of_a_model():
+    names = (*NETWORKS, *AUTOENCODER_FOLDERS, "text_encoder", "text_encoder_2")
+    assert all(PART.fullmatch(name) and PART.fullmatch(name + AVERAGE) and PART.fullmatch(f"{name}{SECOND}") for name in names)

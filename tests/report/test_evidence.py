@@ -767,9 +767,7 @@ def test_what_an_attack_looks_at_is_said_without_its_parameters():
 
 def test_a_split_file_does_not_confirm_itself():
     of = lambda source: Membership(source=source, status="confirmed", model_split="m/split.json").sentence
-    assert (
-        of("the split file ./m/split.json") == "The members are those that the model's own m/split.json, which its training wrote, lists."
-    )
+    assert of("the split file ./m/split.json") == "The members are those listed in m/split.json, which the model's own training wrote."
     assert of("the split file s.json") == "The members are those of the split file s.json; the model's own m/split.json agrees."
 
 

@@ -233,7 +233,7 @@ def test_one_is_said_in_the_singular(leak, kind):
 def test_few_false_alarms_decide_a_rate_whatever_an_audit_counts():
     rate = audit_of({"sima": 1.0}, 200)[0].results[0]
     assert rate.tpr(0.01).support == "low"
-    assert rate_cell(rate.tpr(0.01)).reason == "low support (fewer than 10 false alarms decide it; the interval counts this)"
+    assert rate_cell(rate.tpr(0.01)).reason == "low support (fewer than 10 false alarms decide it; the interval allows for that)"
     notes = " ".join(table(audit_of({"sima": 1.0}, 200)[0]).notes)
     assert "fewer than 10 missed members decide it" in notes and "images decide" not in notes
 

@@ -9,7 +9,12 @@ from diffleak.config import Config
 
 MaxAUC = Annotated[
     float | None,
-    Field(ge=0, le=1, description="Exit 3 unless the 95 % interval of every attack's AUC lies between 1 minus this limit and the limit."),
+    Field(
+        ge=0,
+        le=1,
+        description="Exit 3 unless the 95 % interval of every attack's AUC lies between 1 minus this limit and the limit; "
+        "of an excess only its upper end counts.",
+    ),
 ]
 MaxTPR = Annotated[float | None, Field(ge=0, le=1, description="Exit 3 if the 95 % interval of any TPR at 1 % FPR reaches above this.")]
 MaxExcessAUC = Annotated[

@@ -121,7 +121,7 @@ def answer(checkpoints: Sequence[Checkpoint], pictures: int, held_out: int | Non
         parts.append(f"By the attacks that were run, may be published: {_named(by['publish'], checkpoints)}.")
     if by["undecided"]:
         beside = f" and {count(held_out)} held out" if held_out else " and none held out"
-        parts.append(f"Undecided with {one_or_more(pictures, 'picture')}{beside}: {_named(by['undecided'], checkpoints)}.")
+        parts.append(f"Undecided: {_named(by['undecided'], checkpoints)} (with {one_or_more(pictures, 'picture')}{beside}).")
     if suspected := [each.name for each in checkpoints if each.redrawn and each.redrawn.look_first]:
         parts.append(f"Look first at the pairs of {_named(suspected, checkpoints)}: their drawings come closer than the base's.")
     if by["undecided"] and not held_out:

@@ -333,7 +333,7 @@ class Membership(Record):
         if self.status == "confirmed":
             also = f"; {self.reason}" if self.reason else ""
             if self._from_it:
-                return f"The members are those that the model's own {self.model_split}, which its training wrote, lists{also}."
+                return f"The members are those listed in {self.model_split}, which the model's own training wrote{also}."
             return f"The members are those of {self.source}; the model's own {self.model_split} agrees{also}."
         if self.status == "taken on trust":
             if self.same_names and self._from_it:

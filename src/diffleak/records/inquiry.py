@@ -108,7 +108,7 @@ def of_controls(membership: Membership) -> str:
         return f"{membership.model_split} lists every control as held out."
     if membership.status == "contradicted, ignored":
         return f"By {membership.model_split}, {membership.reason} (--ignore-model-split)."
-    trust = "That the controls were not trained on is taken on trust"
+    trust = "It is taken on trust that the controls were not trained on"
     if membership.same_names:
         return f"{trust}. {membership.model_split} lists the same names as held out; {membership.reason}."
     of = f", and {membership.model_split} does not confirm it" if membership.model_split else ""

@@ -107,5 +107,5 @@ def read_lora(folder: Path) -> LoraRecord:
     record = read_json(folder / FILE, LoraRecord, advice="repeat its command, which writes it again")
     if all(each.redrawn is None or each.redrawn.pictures is not None for each in record.checkpoints):
         return record
-    said = f"numbers of pictures that an adapter draws nearer, and answers by them, are {ONE_BY_ONE}: repeat the command with another -o"
+    said = f"the numbers under Drawn closer, and the answers that rest on them, are {ONE_BY_ONE}: repeat the command with another -o"
     return record.model_copy(update={"warnings": (*record.warnings, said)})

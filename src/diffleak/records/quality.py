@@ -17,7 +17,8 @@ from diffleak.records.plan import Environment, OfDrawings
 
 FILE, PAGE = "quality.json", "quality.html"
 DRAWN = "generated"  # the folder beside them of the images that were drawn
-ONE_BY_ONE = "of an earlier version, which counted near-duplicates one by one, and may be wrong where there are any"  # so are numbers
+# what a record says of its numbers
+ONE_BY_ONE = "of an earlier version, which counted near-duplicates one by one, and may be wrong where there are near-duplicates"
 
 R = TypeVar("R", bound=Record)
 

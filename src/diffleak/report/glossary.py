@@ -38,8 +38,8 @@ OF_ATTACKS = triples(r"""
     Guess, guessing | \bguess(?:es|ed|ing)?\b | an answer, member or held out. Guessing means to toss a coin for each image: half of
         such guesses are right.
     Gate, limit | \blimits? (?:set|agreed)\b|\bLimits: | the largest value that is allowed; agree on it before the training. It is met if
-        the whole 95 % interval is at or below it; for the AUC the interval must also stay at or above 1 minus the limit. A limit on
-        epsilon is met if the lower bound is at or below it.
+        the whole 95 % interval is at or below it; for the AUC, except that of an excess, the interval must also stay at or above
+        1 minus the limit. A limit on epsilon is met if the lower bound is at or below it.
 """)
 TERMS = triples(r"""
     Membership inference | \bmembership\b | to find out if an image was in the training data. An attacker must have the image to test
@@ -47,7 +47,7 @@ TERMS = triples(r"""
     Attack | \battacks?\b | a published procedure that gives an image a score by the model's answers; a high score is evidence for
         a training image.
     sima, pia, secmi, clid, ... | \b(?:sima|pian?|secmi|clid|pfami|sima_mc)\b | names of published attacks; with [excess],
-        [calibrated] or a mask behind it, a variant of one. `diffleak attacks` says what each looks at.
+        [calibrated] or a mask (a choice of latent coordinates) behind it, a variant of one. `diffleak attacks` says what each looks at.
     Interval, 95 % | \bintervals?\b | the range of values that agree with the measurement: in 95 of 100 repetitions with other images
         it contains the true value.
     DeLong | \bDeLong\b | the method of the interval of an AUC (DeLong, DeLong and Clarke-Pearson 1988).

@@ -179,7 +179,7 @@ def _interval(estimate: Estimate, in_percent: bool = True) -> tuple[str, ...]:
 def rate_cell(rate: RateAtFPR | RateAtFNR, few: str = "false alarms") -> Cell:
     if rate.value is None:
         return missing(rate.reason)
-    reason = f"low support (fewer than {FEW} {few} decide it; the interval counts this)" if rate.support == "low" else None
+    reason = f"low support (fewer than {FEW} {few} decide it; the interval allows for that)" if rate.support == "low" else None
     return Cell(percent(rate.value), _interval(rate), reason)
 
 

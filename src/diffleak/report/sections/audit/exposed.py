@@ -16,7 +16,7 @@ from diffleak.stats.metrics import exposure
 
 # What the list means, by the verdict.
 EXPOSURE = {
-    "leak": "By their scores, these are the members that the leak exposes most. That proves it of no single one.",
+    "leak": "By their scores, these are the members that the leak exposes most. This does not prove that any one of them is exposed.",
     "no-leak-found": "No leak was found, so this list does not show that these members are exposed: every ranking has a top.",
     "undecided": "Whether these members are exposed is undecided, as the verdict is: every ranking has a top.",
 }
