@@ -28,6 +28,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from diffleak.data.given import SCRIPTS
 from diffleak.data.pixels import ImageShape, to_model
 from diffleak.diffusion.finite import broken_weight
 from diffleak.errors import WHY, UserError, first_lines, pip_install, refusing, shown, unknown
@@ -86,7 +87,7 @@ def open_extractor(spec: "str | Path | Callable[[Tensor], Answer] | Extractor", 
         return Extractor(getattr(spec, "__name__", "function"), "unknown", _on_floats(spec, device), network=spec)
     text = str(spec)
     kind, _, where = text.partition(":")
-    if kind not in KINDS and text.endswith((".pt", ".ts", ".torchscript", ".jit")):
+    if kind not in KINDS and text.endswith(SCRIPTS):
         kind, where = "torchscript", text
     if kind not in KINDS and os.path.isdir(text):
         kind, where = _kind_of(Path(text)), text
