@@ -11,7 +11,7 @@ chosen on all of the calibrate part, on average with its Monte-Carlo error, and 
 timesteps on the first 333 a side, and of these the best on 1,000; 0.56 of the forwards.
 
 --coarse: the loss of what `--sweep coarse` chooses against what the whole sweep chooses on the same images, 100 and 1,000 a side. The peak
-lies anywhere in the sweep, since every second timestep would be lucky with one on it.
+lies anywhere in the sweep, since a coarse sweep would be lucky with one on a timestep that it begins with.
 
 --rules: the loss against all of three rules on the same 1,000 a side. "highest": the highest AUC, as audits choose. "smoothed": the highest
 of AUCs that were smoothed over the timesteps, by a Gaussian process whose length and height are those of the largest likelihood.
@@ -62,8 +62,9 @@ def coarse(peak: float, width: float, alike: float, rng: np.random.Generator) ->
 
 
 def coarse_choice(aucs: np.ndarray) -> int:
-    """The timestep that `--sweep coarse` chooses: the best of every second one, or one beside it."""
-    first = 2 * int(aucs[::2].argmax())
+    """The timestep that `--sweep coarse` chooses: the best of every third one, or one beside it."""
+    swept = [min(t, len(aucs) - 1) for t in range(1, len(aucs) + 1, 3)]
+    first = swept[int(aucs[swept].argmax())]
     beside = [t for t in (first - 1, first, first + 1) if 0 <= t < len(aucs)]
     return beside[int(aucs[beside].argmax())]
 

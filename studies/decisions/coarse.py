@@ -3,7 +3,7 @@
     python studies/decisions/coarse.py RUN [RUN ...] [--divisions 50]
 
 A row per attack: over random divisions into calibrate part (20 %) and test part, AUC on the test part at the timestep that the whole sweep
-chooses on the calibrate part, how much less it is at the one that every second timestep and then its neighbours choose (in 1/1000, with the
+chooses on the calibrate part, how much less it is at the one that every third timestep and then its neighbours choose (in 1/1000, with the
 standard deviation over the divisions), and how often both choose the same.
 """
 

@@ -256,7 +256,7 @@ def test_a_folder_of_before_is_refused_in_one_line_or_resumes_with_sweep_all(tmp
     few = {"members": MEMBERS[:40], "nonmembers": HELD_OUT[:40], "output": tmp_path, **GIVEN, "attacks": "sima"}
     diffleak.audit(blurred(), sweep="all", **few)
     plan = json.loads((tmp_path / "plan.json").read_text())
-    for name in ("sweep", "faster", "estimator", "singular_values"):
+    for name in ("sweep", "faster", "estimator", "singular_values", "coarse_step"):
         del plan[name]  # as before there was one
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"belongs to another plan \(--sweep was all, now calibrate\)"):

@@ -1,5 +1,6 @@
-"""--sweep coarse: the calibrate part at every second timestep and beside the best ones, and all else as in an audit of everything."""
+"""--sweep coarse: the calibrate part at every third timestep and beside the best ones, and all else as in an audit of everything."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -18,14 +19,16 @@ from diffleak.attacks.spec import parse
 from diffleak.auditing import phases
 from diffleak.auditing import score as scoring
 from diffleak.auditing.config import AuditConfig, GeometryConfig
-from diffleak.auditing.plan import Prepared, _why_not_coarse, prepare
+from diffleak.auditing.plan import Prepared, _every_third, _why_not_coarse, prepare
 from diffleak.auditing.run import Audit
 from diffleak.auditing.score import Worker
 from diffleak.config import build
 from diffleak.data.pixels import to_model
 from diffleak.diffusion.analytic import Memoriser, linear_schedule
 from diffleak.errors import UserError
+from diffleak.records.plan import Plan
 from diffleak.records.scores import chunk_files
+from diffleak.report.pages.audit import page
 from diffleak.stats.choosing import column_aucs
 from diffleak.work import shares
 from diffleak.work.folder import Folder
@@ -35,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 SIDE = 200
 MEMBERS, HELD_OUT = np.random.default_rng(0).integers(0, 256, (2, SIDE, 4, 4, 1), dtype=np.uint8)
 GIVEN = {"attacks": "loss,secmi,noise_aggregation(metric=density)", "timesteps": "20:400:20", "threads": 1, "seed": 1, "chunk_size": 32}
-AT_FIRST = 3 * 3  # files of the calibrate part at every second timestep
+AT_FIRST = 3 * 3  # files of the calibrate part at every third timestep
 BESIDE = 2 * 3  # of the two attacks that do not walk
 
 
@@ -46,6 +49,11 @@ def blurred() -> diffleak.Target:
 
 def audit(sweep: str, folder: Path | None = None, **settings) -> Audit:
     return diffleak.audit(blurred(), members=MEMBERS, nonmembers=HELD_OUT, output=folder, sweep=sweep, **{**GIVEN, **settings})
+
+
+def every_third(timesteps: tuple[int, ...]) -> tuple[int, ...]:
+    """The second, fifth, eighth and so on, and the last where it would be beside none of them."""
+    return tuple(t for i, t in enumerate(timesteps) if i % 3 == 1 or (i == len(timesteps) - 1 and i % 3 == 0))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def test_scores_are_those_of_an_audit_of_everything_to_the_bit(coarse, everythin
         assert scored[made.samples.test].all(axis=0).tolist() == scored[made.samples.test].any(axis=0).tolist()
 
 
-def test_what_is_chosen_is_better_on_the_calibrate_part_than_every_second_timestep_and_its_neighbours(coarse, everything) -> None:
+def test_what_is_chosen_is_better_on_the_calibrate_part_than_every_third_timestep_and_its_neighbours(coarse, everything) -> None:
     made, calibrate = coarse[0], ~coarse[0].samples.test
     member = made.samples.member
     for whole in everything.scores:
@@ -79,19 +87,21 @@ def test_what_is_chosen_is_better_on_the_calibrate_part_than_every_second_timest
         )
         chosen = made[whole.attack].timestep
         place = whole.timesteps.index(chosen)
-        assert aucs[chosen] == max(aucs[t] for t in {*whole.timesteps[::2], *whole.timesteps[max(place - 1, 0) : place + 2]})
+        assert aucs[chosen] == max(aucs[t] for t in {*every_third(whole.timesteps), *whole.timesteps[max(place - 1, 0) : place + 2]})
 
 
-def test_the_calibrate_part_is_scored_at_every_second_timestep_and_beside_the_best_where_that_saves(coarse, everything) -> None:
+def test_the_calibrate_part_is_scored_at_every_third_timestep_and_beside_the_best_where_that_saves(coarse, everything) -> None:
     made, _ = coarse
     costs = made.record.costs
     assert costs.sweep == "coarse" and [*costs.between_timesteps] == ["loss", "noise_aggregation(metric=density)"]
     for scores, whole in zip(made.scores, everything.scores, strict=True):
         every = whole.timesteps
-        between = costs.between_timesteps.get(scores.attack, every[1::2])
-        assert scores.timesteps == tuple(sorted({*every[::2], *between})), "secmi walks through all of them anyway"
-        places = {every.index(result.timestep) for result in made.results if result.base == scores.attack}
-        assert {t for place in places for t in every[max(place - 1, 0) : place + 2]} <= {*scores.timesteps}
+        first, between = every_third(every), costs.between_timesteps.get(scores.attack, every)
+        assert scores.timesteps == tuple(sorted({*first, *between})), "secmi walks through all of them anyway"
+        for result in made.results:
+            if result.base == scores.attack:
+                place = every.index(result.timestep)
+                assert any({*every[max(i - 1, 0) : i + 2]} <= {*scores.timesteps} for i in (place - 1, place, place + 1)), "or beside it"
         assert [point.timestep for point in made[scores.attack].per_timestep] == list(scores.timesteps), "the report's curve"
 
 
@@ -201,13 +211,13 @@ def test_a_saved_audit_resumes_with_what_each_attack_settled_for_each_timestep(c
 
 
 def test_a_sweep_for_which_it_saves_nothing_is_that_of_calibrate_first_and_nothing_says_otherwise(capsys) -> None:
-    few = audit("coarse", timesteps="50:250:50", attacks="loss")
+    few = audit("coarse", timesteps="50:200:50", attacks="loss")
     assert few.record.plan.sweep == few.record.costs.sweep == "calibrate" and few.record.costs.between_timesteps is None
-    assert few.scores[0].timesteps == (50, 100, 150, 200, 250)
+    assert few.scores[0].timesteps == (50, 100, 150, 200)
     said = "note: --sweep coarse has no effect here: it would make no fewer forwards, so the calibrate part is scored at every timestep"
     assert said in capsys.readouterr().err
-    longer = audit("coarse", timesteps="50:300:50", attacks="loss")
-    assert longer.record.plan.sweep == "coarse" and 3 < len(longer.scores[0].timesteps) < 6
+    longer = audit("coarse", timesteps="50:250:50", attacks="loss")
+    assert longer.record.plan.sweep == "coarse" and 2 < len(longer.scores[0].timesteps) < 5
     assert "has no effect" not in capsys.readouterr().err
 
 
@@ -236,7 +246,7 @@ def test_the_note_on_few_images_counts_a_cluster_as_an_image(unit, what):
 
 def test_the_report_says_which_attack_was_scored_at_every_timestep(coarse) -> None:
     _, folder = coarse
-    assert "at every second timestep, and those beside the best ones (secmi at every timestep);" in (folder / "report.html").read_text()
+    assert "at every third timestep, and those beside the best ones (secmi at every timestep);" in (folder / "report.html").read_text()
 
 
 def test_the_plan_for_programs_counts_the_forwards_of_an_image_that_has_the_most(ready) -> None:
@@ -260,10 +270,29 @@ def test_the_plan_says_what_is_scored_and_another_sweep_is_another_plan(tmp_path
     code, _, said = call(capsys, *given, "--sweep", "coarse")
     assert code == 0, said
     plan = (
-        "3 denoiser queries per image of the calibrate part (80 images) and about 2 more beside the best timesteps, then about 3 per image"
+        "2 denoiser queries per image of the calibrate part (80 images) and about 2 more beside the best timesteps, then about 3 per image"
     )
     assert plan in said
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "the calibrate part at every second timestep, and those beside the best ones" in page
+    assert "the calibrate part at every third timestep, and those beside the best ones" in page
     code, _, said = call(capsys, *given)
-    assert code == 2 and "belongs to another plan (--sweep was coarse, now calibrate)" in said
+    assert code == 2 and "belongs to another plan (--sweep was coarse, now calibrate;" in said
+
+
+def test_a_folder_of_before_began_with_every_second_timestep_and_is_another_plan(coarse, tmp_path) -> None:
+    made, folder = coarse
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan.pop("coarse_step") == 3
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"belongs to another plan \(step of --sweep coarse was none, now 3\)"):
+        audit("coarse", tmp_path)
+    before = made.record.model_copy(update={"plan": Plan.model_validate(plan)})
+    assert "the calibrate part at every second timestep, and those" in page(before)
+
+
+@pytest.mark.parametrize("timesteps", range(1, 40))
+def test_every_timestep_is_beside_one_that_is_scored_first(timesteps: int) -> None:
+    attack = parse("loss", ATTACKS, tuple(range(timesteps)))
+    first = _every_third(attack)
+    assert first == every_third(attack.timesteps) and len(first) == -(-timesteps // 3)
+    assert {*attack.timesteps} <= {t + side for t in first for side in (-1, 0, 1)}

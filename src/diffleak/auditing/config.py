@@ -57,6 +57,7 @@ class AuditConfig(ModelConfig, DataConfig):
         "label_names": "names of the classes",
         "model_code": "code of --model-from",
         "units": "choice of images that count together",
+        "coarse_step": "step of --sweep coarse",
         "estimator": "estimator of influence",
         "singular_values": "method of singular values",
         "faster": "choice of --exact and --compile",
@@ -92,7 +93,7 @@ class AuditConfig(ModelConfig, DataConfig):
     sweep: Sweep = Field(
         "calibrate",
         description="calibrate (default): with 200 images or more on each side, score the test part at the chosen timesteps only. coarse: "
-        "the same, but the calibrate part at every second timestep, then at those beside the best ones. all: score every image at every "
+        "the same, but the calibrate part at every third timestep, then at those beside the best ones. all: score every image at every "
         "timestep.",
     )
     mask: tuple[str, ...] = Field(

@@ -35,7 +35,7 @@ def chosen_of(prepared: Prepared, collected: scoring.Collected) -> Chosen:
 
 
 def beside_best(prepared: Prepared, collected: scoring.Collected, whole: Prepared) -> dict[str, tuple[int, ...]]:
-    """The timesteps of the whole sweep beside those that an attack, or a variant of it, chooses among every second one, by its label."""
+    """The timesteps of the whole sweep beside those that an attack, or a variant of it, chooses among every third one, by its label."""
     results, found = _on_calibrate(prepared, collected), dict[str, tuple[int, ...]]()
     for attack, every in zip(prepared.attacks, whole.attacks, strict=True):
         if attack.timesteps != every.timesteps:

@@ -2,7 +2,7 @@
 
     calibrate chunks → every worker has done its own → choose → chosen.json → test chunks at the chosen timesteps
 
-With --sweep coarse the calibrate part is scored at every second timestep, and then at the timesteps beside the best ones.
+With --sweep coarse the calibrate part is scored at every third timestep, and then at the timesteps beside the best ones.
 
 Each step is a job of its own. What is chosen depends on finished chunks alone, so every worker chooses the same, and after an interruption
 again. Noise is keyed by image and draw, so a statistic at a chosen timestep is the one of the whole sweep. An attack by a rule, which

@@ -50,7 +50,7 @@ from diffleak.records.audit import Blind, Membership
 from diffleak.records.images import refuse_other_reading
 from diffleak.records.plan import Plan, one_for_all
 from diffleak.records.run_folder import read_plan, refuse_other_command
-from diffleak.records.variants import Sweep
+from diffleak.records.variants import CoarseStep, Sweep
 from diffleak.report.wording import adapter, labels_from
 from diffleak.stats import evaluation
 from diffleak.stats.calibration import FEWEST
@@ -59,6 +59,8 @@ from diffleak.stats.units import Units, units_of
 from diffleak.work.files import checked_folder
 from diffleak.work.folder import Folder
 from diffleak.work.progress import doing, say
+
+COARSE_STEP: CoarseStep = 3  # every timestep is beside one that is scored first
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +159,8 @@ class Prepared:
 
     @property
     def calibrating(self) -> scoring.Job:
-        """The job of the calibrate part: at every timestep or, with --sweep coarse, at every second one."""
-        attacks = tuple(at_some(each, _every_second(each)) if self.coarse(each) else each for each in self.attacks)
+        """The job of the calibrate part: at every timestep or, with --sweep coarse, at every third one."""
+        attacks = tuple(at_some(each, _every_third(each)) if self.coarse(each) else each for each in self.attacks)
         return replace(self.job, rows=self._parts[0], attacks=attacks)
 
     def refining(self, between: Mapping[str, tuple[int, ...]]) -> scoring.Job:
@@ -176,7 +178,7 @@ class Prepared:
         return scoring.parts_of(self.plan, self.split.calibrate[0])
 
     def coarse(self, attack: Attack) -> bool:
-        """True for an attack that the calibrate part is scored by at every second timestep first, since that saves forwards."""
+        """True for an attack that the calibrate part is scored by at every third timestep first, since that saves forwards."""
         return self.plan.sweep == "coarse" and _coarsens(attack)
 
     def at(self, timesteps: Mapping[str, tuple[int, ...]]) -> "Prepared":
@@ -416,7 +418,8 @@ def checked(
         model_code=target.code,
         group=config.group,
         units=units.digest,
-        sweep=_sweep(config, attacks) if first else "all",
+        sweep=(sweep := _sweep(config, attacks) if first else "all"),
+        coarse_step=COARSE_STEP if sweep == "coarse" else None,
         faster=target.faster or None,
     )
     if config.sweep == "coarse" and plan.sweep != "coarse":
@@ -444,20 +447,24 @@ def sweeps(attack: Attack) -> bool:
     return attack.rule is None and attack.code is None and len(attack.timesteps) > 1
 
 
-def _every_second(attack: Attack) -> tuple[int, ...]:
-    return attack.timesteps[::2]
+def _every_third(attack: Attack) -> tuple[int, ...]:
+    """Timesteps of which one is beside every other timestep of the sweep."""
+    last = len(attack.timesteps) - 1
+    return tuple(attack.timesteps[min(place, last)] for place in range(1, last + 2, COARSE_STEP))
 
 
 def _beside_middle(attack: Attack) -> tuple[int, ...]:
-    """The two timesteps beside one that is among every second one, in the middle of the sweep."""
-    return attack.timesteps[1::2][max(len(attack.timesteps) // 4 - 1, 0) :][:2]
+    """The timesteps beside one that is among every third one, in the middle of the sweep."""
+    first = _every_third(attack)
+    place = attack.timesteps.index(first[(len(first) - 1) // 2])
+    return tuple(t for t in attack.timesteps[max(place - 1, 0) : place + 2] if t not in first)
 
 
 def _coarsens(attack: Attack) -> bool:
-    """True if an attack makes fewer forwards at every second timestep and beside one than at all of them; one that walks there does not."""
+    """True if an attack makes fewer forwards at every third timestep and beside one than at all of them; one that walks there does not."""
     if not sweeps(attack):
         return False
-    parts = (_every_second(attack), _beside_middle(attack))
+    parts = (_every_third(attack), _beside_middle(attack))
     return sum(replace(attack, timesteps=part).queries for part in parts) < attack.queries
 
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 from diffleak.records.base import SCHEMA_VERSION, Record, Version
 from diffleak.records.images import Alpha, Exif
 from diffleak.records.scores import Unit
-from diffleak.records.variants import Estimator, SingularValues, Sweep
+from diffleak.records.variants import CoarseStep, Estimator, SingularValues, Sweep
 
 FIXED = "fixed:"  # begins the choice of one caption for all images
 
@@ -140,10 +140,10 @@ class Costs(Record):
     chunks: int
     """Number of score files: chunks of images times attacks."""
     sweep: Sweep = "all"
-    """What was scored at every timestep: "calibrate" the calibrate part alone, "all" all images; "coarse" is the calibrate part at every
-    second timestep and beside the best."""
+    """What was scored at every timestep: "calibrate" the calibrate part alone, "all" all images; "coarse" is the calibrate part at
+    some timesteps and beside the best."""
     between_timesteps: dict[str, tuple[int, ...]] | None = None
-    """Timesteps, in [0, T), beside the best ones, that the calibrate part was scored at after every second one, by the label of each attack
+    """Timesteps, in [0, T), beside the best ones, that the calibrate part was scored at in a job of its own, by the label of each attack
     where that saves forwards; null unless `sweep` is "coarse"."""
     test_timesteps: dict[str, tuple[int, ...]] | None = None
     """Timesteps, in [0, T), that the test part was scored at, by the label of each attack that sweeps; null where all of them were."""
@@ -243,8 +243,11 @@ class Plan(Record):
     units: str | None = None
     """Hash of which images count together as one group or cluster of near-duplicates; null where each counts alone."""
     sweep: Sweep = "all"
-    """What is scored at every timestep: "calibrate" the calibrate part alone, "all" all images; "coarse" is the calibrate part at every
-    second timestep and beside the best."""
+    """What is scored at every timestep: "calibrate" the calibrate part alone, "all" all images; "coarse" is the calibrate part at
+    some timesteps and beside the best."""
+    coarse_step: CoarseStep | None = None
+    """With a `sweep` of "coarse": the calibrate part is scored at every so many timesteps first; null: at every second one, as in plans of
+    before, or `sweep` is another."""
     estimator: Estimator | None = None
     """How influence is estimated from the probes: "filtered", the noise of their mean taken out over neighbouring coordinates; null:
     their mean alone, as in plans of before, or no influence is measured."""

@@ -175,10 +175,10 @@ class Spent:
 def plan_id(plan: Record) -> str:
     """The SHA-256 of a plan, by which score files are known to belong to it.
 
-    A `sweep` of "all", `faster` without any way, no `estimator` and no `singular_values` are left out: plans had no such fields when every
-    audit was so, and their score files stay valid.
+    A `sweep` of "all", `faster` without any way, no `estimator`, `singular_values` and `coarse_step` are left out: plans had no such fields
+    when every audit was so, and their score files stay valid.
     """
-    unsaid = {"sweep": "all", "faster": None, "estimator": None, "singular_values": None}
+    unsaid = {"sweep": "all", "faster": None, "estimator": None, "singular_values": None, "coarse_step": None}
     of_before = {key for key, value in unsaid.items() if getattr(plan, key, value) == value}
     return hashlib.sha256(plan.model_dump_json(exclude=of_before).encode()).hexdigest()
 

@@ -16,6 +16,7 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 Estimator = Literal["filtered", "hutchinson"]  # of the influence of latent coordinates
 SingularValues = Literal["krylov", "randomized"]  # how those of a decoder's Jacobian are found
 Sweep = Literal["calibrate", "coarse", "all"]  # which images are scored at which timesteps
+CoarseStep = Literal[3]  # of how many timesteps a coarse sweep begins with one
 
 
 def masked_label(attack: str, mask: str) -> str:

@@ -13,6 +13,7 @@ from diffleak.report.sections import device, fingerprinted, of_model, reproduce,
 from diffleak.report.wording import IMAGES, count, counted, duration, labels_from
 from diffleak.stats.blind import INVALID_ABOVE, INVALID_P
 
+NTH = {None: "second", 3: "third"}  # by how many timesteps lie apart in a coarse sweep
 LISTED = 20  # omitted files shown by name
 
 
@@ -51,8 +52,8 @@ def _rows(record: AuditRecord) -> Iterator[tuple[str, str]]:
         at = "; ".join(f"{visible(name)} at {', '.join(map(str, kept))}" for name, kept in record.costs.test_timesteps.items())
         between = record.costs.between_timesteps
         others = ", ".join(visible(name) for name in record.costs.test_timesteps if name not in (between or ()))
-        swept = "every second timestep, and those beside the best ones" + (f" ({others} at every timestep)" if others else "")
-        swept = "every timestep" if between is None else swept
+        coarse = f"every {NTH[plan.coarse_step]} timestep, and those beside the best ones"
+        swept = "every timestep" if between is None else coarse + (f" ({others} at every timestep)" if others else "")
         yield (
             "Scored",
             f"the calibrate part at {swept}; the test part at the chosen ones and, where combined needs them, those beside: {at}",
