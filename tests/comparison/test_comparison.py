@@ -29,6 +29,7 @@ from diffleak.report.sections.comparison.swap import _caption
 from diffleak.report.sections.comparison.verdict import comparison_verdict
 from diffleak.stats import metrics
 from diffleak.stats.calibration import PLAIN
+from diffleak.work.folder import UNKNOWN
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -669,6 +670,37 @@ def test_an_entry_with_an_attack_that_works_reversed_is_not_said_to_weaken_the_s
     judged = comparison_verdict(compare(names(d, c)))
     assert judged.level == "undecided" and judged.title.startswith("Undecided: on d the scores of ")
     assert "does better" not in judged.title and "Check that the sides are not swapped" in " ".join(judged.sentences)
+
+
+def test_an_entry_on_which_another_attack_is_clearly_stronger_is_not_said_to_weaken_the_strongest(tmp_path):
+    """A small calibrate part can choose a weak attack, so the difference alone would look like safety."""
+    strong, weak = {"sima": gaussian(1.5), "loss": gaussian(1.2)}, {"sima": gaussian(0.3), "loss": gaussian(0.0)}
+    record = compare(names(*(make_run(tmp_path / name, d, seed=i) for i, (name, d) in enumerate([("a", strong), ("b", weak)]))))
+    judged, b = comparison_verdict(record), record.entries[1]
+    assert judged.level == "lowers" and " But " not in " ".join(judged.sentences)
+
+    loss = next(r for r in b.results if r.attack == "loss")
+
+    def with_loss(low: float) -> Comparison:
+        auc = loss.auc.model_copy(update={"low": low, "value": low + 0.03, "high": low + 0.06})
+        results = tuple(r.model_copy(update={"auc": auc}) if r.attack == "loss" else r for r in b.results)
+        return record.model_copy(update={"entries": (record.entries[0], b.model_copy(update={"results": results}))})
+
+    bound = b.worst.not_excluded
+    assert b.worst.attack == "sima" and comparison_verdict(with_loss(bound - 0.001)).level == "lowers"
+    judged = comparison_verdict(with_loss(bound + 0.001))
+    assert judged.level == "not-shown" and judged.title == "b was not shown to weaken the strongest attack of a."
+    said = f"But loss has AUC {bound + 0.031:.3f} [{bound + 0.001:.3f}, {bound + 0.061:.3f}] on b; the calibrate part did not choose it"
+    assert any(f"{said}, but an attacker may. So b does not count as weakening the attack." in each for each in judged.sentences)
+
+
+def test_two_audits_of_one_model_are_called_so(tmp_path):
+    same = "{2}: {0} and {1} are audits of the same model (same weights and settings), so the difference is due to the images or"
+    run = lambda name, print: make_run(tmp_path / name, {"sima": gaussian(1.0)}, fingerprint=print)
+    first, again, other, memory, too = (run(*each) for each in (("a", "1"), ("b", "1"), ("c", "2"), ("d", UNKNOWN), ("e", UNKNOWN)))
+    said = lambda *runs: [line for line in compare(names(*runs)).warnings if "audits of the same model" in line]
+    assert len(said(first, again)) == 1 and said(again, first)[0].startswith(same.format(first, again, "a"))
+    assert not said(first, other) and not said(memory, too), "nothing tells models in memory apart"
 
 
 def test_an_audit_whose_sides_differ_without_the_model_makes_the_comparison_invalid(runs, tmp_path):

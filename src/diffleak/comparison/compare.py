@@ -44,6 +44,7 @@ from diffleak.stats import evaluation, metrics, pooling
 from diffleak.stats.calibration import PLAIN
 from diffleak.stats.reasons import reworded
 from diffleak.work.files import checked_folder, write_text
+from diffleak.work.folder import UNKNOWN
 
 FEW_PAIRS = 0.9  # of a run's test images, below which the number of pairs is a warning
 
@@ -394,6 +395,11 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
                 found.append(
                     f"{entry.name}: {run.name} and {baseline.name} do not count the same images together as near-duplicates; images that "
                     f"either counts together are one here: the {len(pairing.first):,} images of both are {len(pairing.member):,}"
+                )
+            if run.record.plan.model_fingerprint == baseline.record.plan.model_fingerprint != UNKNOWN:
+                found.append(
+                    f"{entry.name}: {run.name} and {baseline.name} are audits of the same model (same weights and settings), so the "
+                    "difference is due to the images or to the settings of the audits"
                 )
             differs = _given_otherwise(run, baseline)
             if differs:

@@ -1,7 +1,8 @@
 """The verdict on a comparison, in plain words.
 
-lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0, and none of its attacks separates the
-             sides the wrong way round: with its answers reversed it works
+lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0, none of its attacks is clearly
+             stronger than that worst one, which the calibrate part chose, and none separates the sides the wrong way round: with its
+             answers reversed it works
 not-shown    for none it does; the intervals say what cannot be excluded
 undecided    the baseline's strongest attack separates the sides the wrong way round; or in some run the sides differ without the model,
              and its user allowed that; or nothing checked that they do not, or the check can have missed a difference of the sources as
@@ -94,7 +95,7 @@ def _of_differences(record: Comparison) -> Verdict:
         title = f"Undecided: on {baseline} the scores of {attack} separate the sides, but the wrong way round."
         check = EXCESS_TO_CHECK if speaks_of(record.baseline.worst.attack, "excess") else TO_CHECK
         return Verdict("undecided", title, (sentences[0], f"{REVERSED} {check}", *sentences[1:]))
-    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not _undone(e, record) and not wrong_way(e)]
+    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not (_undone(e, record) or wrong_way(e) or missed(e))]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
@@ -118,6 +119,15 @@ def wrong_way(entry: Entry) -> ComparedResult | None:
     if entry.worst_result in found and reversed_by(entry.worst_result.auc, 1):
         return entry.worst_result
     return min((r for r in found if reversed_by(r.auc, len(found))), key=lambda r: r.auc.value or 1.0, default=None)
+
+
+def missed(entry: Entry) -> ComparedResult | None:
+    """An attack on an entry that is clearly stronger than the one that its calibrate part chose: its interval lies above the other's."""
+    of = lambda r, variant: speaks_of(r.attack, variant)
+    chosen = entry.worst_result
+    alike = lambda r: of(r, "excess") == of(chosen, "excess") and not of(r, "reference") and may_lead(r.mask)
+    clear = [r for r in entry.results if alike(r) and (r.auc.low or 0.0) > (entry.worst.not_excluded or 1.0)]
+    return max(clear, key=lambda r: r.auc.low or 0.0, default=None)
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
@@ -175,7 +185,14 @@ def _against(entry: Entry, record: Comparison) -> str:
     wrong = wrong_way(entry)
     if wrong is not None and wrong is not entry.worst_result:
         text += f" But {visible(wrong.attack)} has AUC {wrong.auc.value:.3f}. {not_excluded(wrong.auc)}"
-    if both is not None or wrong is not None:
+    stronger = missed(entry)
+    if stronger is not None:
+        auc = stronger.auc
+        text += (
+            f" But {visible(stronger.attack)} has AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {visible(entry.name)}; the "
+            "calibrate part did not choose it, but an attacker may."
+        )
+    if both is not None or wrong is not None or stronger is not None:
         text += f" So {visible(entry.name)} does not count as weakening the attack."
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
