@@ -130,7 +130,10 @@ class AuditConfig(ModelConfig, DataConfig):
         None, ge=1, description="Chunks to score in parallel, with one CPU thread each; default this worker's share of the cores."
     )
     drawings: KeptDrawings = None
-    dry_run: bool = Field(False, description="Check the settings and images, and print the plan and the time it will take; run nothing.")
+    dry_run: bool = Field(
+        False,
+        description="Check the settings and images, run the model briefly, and print the plan and the time it will take; score nothing.",
+    )
     thumbnails: bool = Field(False, description="Show pictures of the most exposed images in the report (private).")
     max_auc: MaxAUC = None
     max_tpr: MaxTPR = None

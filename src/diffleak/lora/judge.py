@@ -142,4 +142,5 @@ def _named(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> str:
     """Names of checkpoints; of three or more in a row, the first and the last."""
     order = [each.name for each in checkpoints]
     first, last = order.index(names[0]), order.index(names[-1])
-    return f"{names[0]} to {names[-1]}" if len(names) > 2 and last - first == len(names) - 1 else ", ".join(names)
+    in_a_row = len(names) > 2 and last - first == len(names) - 1
+    return f"the {count(len(names))} checkpoints from {names[0]} to {names[-1]}" if in_a_row else ", ".join(names)

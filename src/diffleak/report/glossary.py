@@ -52,6 +52,7 @@ TERMS = triples(r"""
         it contains the true value.
     DeLong | \bDeLong\b | the method of the interval of an AUC (DeLong, DeLong and Clarke-Pearson 1988).
     Bootstrap | \bbootstrap | a method for intervals: the images are drawn again many times, and the number is computed each time.
+    Jackknife | \bjackknife\b | a method for intervals: the number is computed again with each image left out in turn.
     Permutation | \bpermut | a method of testing: the images are divided at random many times, to see what chance alone gives.
     p-value (p) | \bp = |\bp-values?\b | the probability of a finding at least as strong where there is nothing to find; small values
         are evidence against chance.

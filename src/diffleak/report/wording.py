@@ -193,7 +193,7 @@ def moment(iso: str) -> str:
 def nearer_than_base(nearer: int, pictures: int) -> str:
     """How many pictures an adapter draws more closely than its base draws any."""
     of = one_or_more(pictures, "picture")
-    return f"for {count(nearer)} of {of} the adapter's nearest drawing is closer than the base comes to any picture"
+    return f"to {count(nearer)} of {of} the adapter's drawings come closer than the base's drawings come to any picture"
 
 
 def last_part(model: str) -> str:

@@ -130,7 +130,7 @@ def kernel_difference(generated: Features, members: Features, held_out: Features
     first = within / (n * (n - 1)) - 2 * across @ sides / n
     values = first - rest / (m * (m - 1)) + 2 * across @ (1 - sides) / m
     low, high = np.quantile(values[1:], [0.025, 0.975])
-    method = f"{RESAMPLES} exchanges of {n} members and {m} held-out images; {len(drawn[0])} generated"
+    method = f"permutation: {n} members and {m} held-out images divided at random {RESAMPLES} times; {len(drawn[0])} generated"
     p_value = float(np.mean(values <= values[0] + 1e-12 * np.abs(values).max()))
     return Estimate(value=float(values[0]), low=float(values[0] - high), high=float(values[0] - low), method=method), p_value
 

@@ -197,7 +197,8 @@ def _sensitivity(record: InquiryRecord) -> str:
     if auc is None:
         return f"With so few {words(record).several} even the largest effect is found with a probability below 80 %."
     tested = one_or_more(record.set.images, words(record).one, words(record).several)
-    return f"With {tested} in question, an effect of AUC {auc:.2f} or more is found with a probability of 80 %."
+    against = f"{count(record.set.controls)} {words(record).controls}"
+    return f"With {tested} in question and {against}, an effect of AUC {auc:.2f} or more is found with a probability of 80 %."
 
 
 def _beside(record: InquiryRecord) -> str:
@@ -243,7 +244,7 @@ def _tests(record: InquiryRecord) -> Section:
     notes = (
         f"{merged} If the blind test finds a difference, there is no answer. If the placebo does, repeat with another --seed.",
         "Placebo: half of the controls against the other half. Blind test: those in question against the controls, by pixel "
-        f"statistics{' and the size of groups' if said is GROUPS else ''}; the sides differ most in {visible(record.blind.chosen)}. "
+        f"statistics{' and the size of groups' if said is GROUPS else ''}; chosen most often: {visible(record.blind.chosen)}. "
         f"{_seen(record)}",
     )
     return Section(

@@ -35,6 +35,9 @@ def verdict(record: CheckRecord) -> Verdict:
     )
 
 
+FEWEST_FOR_TPR = 100  # held-out images to test on, of which 1 % is one
+
+
 def too_few(record: CheckRecord) -> bool:
     """True where an audit would refuse the sides for their number, whatever else is wrong with them."""
     return min(record.members.distinct, record.nonmembers.distinct) < FEWEST
@@ -49,7 +52,9 @@ def _seen(record: CheckRecord) -> str:
     of = f"{one_or_more(power.members, 'member')} and {one_or_more(power.nonmembers, 'held-out image')} to test on"
     if not parts:
         return f"With {of}, an audit detects even the largest leak with a probability below {power.probability:g}."
-    unseen = f"; even the largest TPR at 1 % false alarms is detected with a probability below {power.probability:g}"
+    unseen = f"; however large a TPR at 1 % false alarms is, it is detected with a probability below {power.probability:g}"
+    if power.nonmembers < FEWEST_FOR_TPR:
+        unseen = f"; the TPR at 1 % false alarms cannot be estimated, which takes {FEWEST_FOR_TPR} held-out images to test on"
     missing = "" if power.tpr_at_1pct is not None else unseen
     return f"With {of}, an audit detects {' and '.join(parts)} with probability {power.probability:g}{missing}."
 
