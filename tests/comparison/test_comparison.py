@@ -693,6 +693,16 @@ def test_an_entry_on_which_another_attack_is_clearly_stronger_is_not_said_to_wea
     said = f"But loss has AUC {bound + 0.031:.3f} [{bound + 0.001:.3f}, {bound + 0.061:.3f}] on b; the calibrate part did not choose it"
     assert any(f"{said}, but an attacker may. So b does not count as weakening the attack." in each for each in judged.sentences)
 
+    record = compare(names(tmp_path / "b", tmp_path / "a"))
+    assert comparison_verdict(record).title.endswith(" On a the strongest attack does better.")
+    weak, other = record.entries
+    stronger = tuple(
+        r.model_copy(update={"auc": a.auc}) if r.attack == "loss" else r for r, a in zip(weak.results, other.results, strict=True)
+    )
+    judged = comparison_verdict(record.model_copy(update={"entries": (weak.model_copy(update={"results": stronger}), other)}))
+    assert judged.level == "not-shown" and "does better" not in judged.title
+    assert "but an attacker may, and the other entries are compared with less than that." in judged.sentences[0]
+
 
 def test_two_audits_of_one_model_are_called_so(tmp_path):
     same = "{2}: {0} and {1} are audits of the same model (same weights and settings), so the difference is due to the images or"

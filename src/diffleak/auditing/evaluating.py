@@ -4,7 +4,7 @@ Choosing is evaluating the calibrate part without a test part, by the same code,
 timesteps alone chooses what it would have chosen with all scores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,13 @@ from diffleak.records.scores import Scores
 from diffleak.stats import evaluation
 from diffleak.stats.calibration import FEWEST, Features, features
 
+Evaluated = list[tuple[Result, Scores]]
+Evaluate = Callable[[Prepared, Sequence[tuple[Scores, ...]], Sequence[dict[str, Any]], np.ndarray | None], Evaluated]
+
 
 def chosen_of(prepared: Prepared, collected: scoring.Collected) -> Chosen:
     """What the calibrate part chooses; `collected` are its scores at every timestep of `prepared`, in the order of the images."""
-    results = _on_calibrate(prepared, collected)
+    results = _on_calibrate(prepared, collected, evaluated)
     together = next((result for result in results if result.parameters.get("clearly_better")), None)
     timesteps = {}
     for attack in filter(sweeps, prepared.attacks):
@@ -36,7 +39,7 @@ def chosen_of(prepared: Prepared, collected: scoring.Collected) -> Chosen:
 
 def beside_best(prepared: Prepared, collected: scoring.Collected, whole: Prepared) -> dict[str, tuple[int, ...]]:
     """The timesteps of the whole sweep beside those that an attack, or a variant of it, chooses among every third one, by its label."""
-    results, found = _on_calibrate(prepared, collected), dict[str, tuple[int, ...]]()
+    results, found = _on_calibrate(prepared, collected, of_attacks), dict[str, tuple[int, ...]]()
     for attack, every in zip(prepared.attacks, whole.attacks, strict=True):
         if attack.timesteps != every.timesteps:
             places = {every.timesteps.index(t) + side for t in _chosen_by_attack(attack, results) for side in (-1, 1)}
@@ -49,7 +52,7 @@ def _chosen_by_attack(attack: Attack, results: Sequence[Result]) -> set[int]:
     return {result.timestep for result in results if result.base == attack.label and result.timestep is not None}
 
 
-def _on_calibrate(prepared: Prepared, collected: scoring.Collected) -> list[Result]:
+def _on_calibrate(prepared: Prepared, collected: scoring.Collected, evaluate: Evaluate) -> list[Result]:
     """The results of the calibrate part alone, which has no test part."""
     calibrate = prepared.split.calibrate[0]
     order = prepared.scan.cohort.by_key if prepared.key else np.arange(len(calibrate))
@@ -65,20 +68,27 @@ def _on_calibrate(prepared: Prepared, collected: scoring.Collected) -> list[Resu
     )
     scores = [tuple(variant.taken(place[rows]) for variant in group) for group in collected.scores]
     reconstruction = None if collected.reconstruction is None else collected.reconstruction[place[rows]]
-    return [result for result, _ in evaluated(own, scores, collected.parameters, reconstruction)]
+    return [result for result, _ in evaluate(own, scores, collected.parameters, reconstruction)]
 
 
 def evaluated(
     prepared: Prepared, scores: Sequence[tuple[Scores, ...]], parameters: Sequence[dict[str, Any]], reconstruction: np.ndarray | None
-) -> list[tuple[Result, Scores]]:
+) -> Evaluated:
     """Every result with the scores it came from: of each attack and its variants, and of all attacks together."""
+    pairs = of_attacks(prepared, scores, parameters, reconstruction)
+    return [*pairs, *combined_result(prepared, scores, pairs)]
+
+
+def of_attacks(
+    prepared: Prepared, scores: Sequence[tuple[Scores, ...]], parameters: Sequence[dict[str, Any]], reconstruction: np.ndarray | None
+) -> Evaluated:
+    """The results of each attack and its variants, with the scores each came from."""
     taken_out = features(prepared.scan.complexity, reconstruction) if prepared.calibrates else None
-    pairs = [
+    return [
         pair
         for attack, group, settled in zip(prepared.attacks, scores, parameters, strict=True)
         for pair in results_of(prepared, attack, tuple(map(prepared.units.counting, group)), settled, taken_out)
     ]
-    return [*pairs, *combined_result(prepared, scores, pairs)]
 
 
 def _with_neighbours(attack: Attack, results: Sequence[Result]) -> tuple[int, ...]:

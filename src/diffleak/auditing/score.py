@@ -122,7 +122,8 @@ class Job:
 
     def ids(self, rows: Rows) -> tuple[str, ...]:
         """The ids of some images."""
-        return tuple(self.cohort.ids[row] for row in rows)
+        ids = self.cohort.ids
+        return tuple(ids[row] for row in rows)
 
     def file(self, folder: Path, chunk: int, k: int) -> Path:
         """Where the scores of one chunk and attack k are kept."""
@@ -568,8 +569,8 @@ def _score_batch(job: Job, attack: Attack, rows: Rows, loaded: Loaded, kept: tup
             known = Answers(*kept, (*where, len(subject)), counted, subject.x0, subject.noise, subject.cond, count_shared)
         return replace(subject, denoiser=counted, x0=subject.x0.clone(), answers=known, on_kept=count_read, on_halved=halved.append)
 
-    these = rows[batch]
-    keys, x0 = tuple(job.cohort.keys[row] for row in these), job.inputs.tensor(images[batch])
+    these, every = rows[batch], job.cohort.keys
+    keys, x0 = tuple(every[row] for row in these), job.inputs.tensor(images[batch])
     masks = [None, *(job.inputs.keep(influence[batch], keys) if influence is not None and attack.takes_masks else ())]
     noise, found = job.inputs.noise(keys, x0.shape[1:]), []
     if kept and attack.access == "grey-box":

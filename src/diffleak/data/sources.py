@@ -248,7 +248,9 @@ def _mapped(path: Path, images: np.memmap) -> Callable[[int], Pixels]:
 
     def stored(i: int) -> np.ndarray:
         if side_by_side:
-            return np.fromfile(absolute, np.uint8, size, offset=offset + i * size).reshape(shape[1:])
+            with open(absolute, "rb", buffering=0) as file:
+                file.seek(offset + i * size)
+                return np.frombuffer(bytearray(file.read(size)), np.uint8).reshape(shape[1:])
         return np.array(np.memmap(absolute, np.uint8, "r", offset, shape, "F")[i])
 
     def read(i: int) -> Pixels:

@@ -106,6 +106,8 @@ def _of_differences(record: Comparison) -> Verdict:
             who = f"{len(lower)} of {len(others)} {'weaken' if len(lower) > 1 else 'weakens'} the strongest attack{most}"
         title = f"{who}: {by}." if len(others) == 1 or len(lower) > 1 else f"{who}; {by}."
         return Verdict("lowers", title, sentences)
+    if missed(record.baseline):
+        higher = []  # than a weak attack, which was chosen there by chance
     stronger = f" On {visible(', '.join(e.name for e in higher))} the strongest attack does better." if higher else ""
     subject = visible(others[0].name) if len(others) == 1 else f"None of the {len(others)} entries"
     shown = "was not shown" if len(others) == 1 else "was shown"
@@ -128,6 +130,15 @@ def missed(entry: Entry) -> ComparedResult | None:
     alike = lambda r: of(r, "excess") == of(chosen, "excess") and not of(r, "reference") and may_lead(r.mask)
     clear = [r for r in entry.results if alike(r) and (r.auc.low or 0.0) > (entry.worst.not_excluded or 1.0)]
     return max(clear, key=lambda r: r.auc.low or 0.0, default=None)
+
+
+def _missed(entry: Entry) -> str:
+    """Begins a sentence on an attack that is clearly stronger than the chosen one; empty where none is."""
+    found = missed(entry)
+    if found is None:
+        return ""
+    auc = f"{found.auc.value:.3f} [{found.auc.low:.3f}, {found.auc.high:.3f}]"
+    return f" But {visible(found.attack)} has AUC {auc} on {visible(entry.name)}; the calibrate part did not choose it, but an attacker may"
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
@@ -157,7 +168,8 @@ def _baseline(entry: Entry, words: Counted) -> str:
     value, ends = spoken(auc)
     pair = f"Given one {words.member} and one {words.held_out}, the strongest attack on {name}, {attack}, picks the {words.member}"
     rest = "As a fraction, that share is the AUC; those of the other entries are compared with it."
-    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}"
+    weak = f"{_missed(entry)}, and the other entries are compared with less than that." if missed(entry) else ""
+    return f"{pair} {value} of the time (95 % interval {ends}; 50 % is guessing). {rest}{weak}"
 
 
 def _against(entry: Entry, record: Comparison) -> str:
@@ -185,14 +197,9 @@ def _against(entry: Entry, record: Comparison) -> str:
     wrong = wrong_way(entry)
     if wrong is not None and wrong is not entry.worst_result:
         text += f" But {visible(wrong.attack)} has AUC {wrong.auc.value:.3f}. {not_excluded(wrong.auc)}"
-    stronger = missed(entry)
-    if stronger is not None:
-        auc = stronger.auc
-        text += (
-            f" But {visible(stronger.attack)} has AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] on {visible(entry.name)}; the "
-            "calibrate part did not choose it, but an attacker may."
-        )
-    if both is not None or wrong is not None or stronger is not None:
+    stronger = _missed(entry)
+    text += f"{stronger}." if stronger else ""
+    if both is not None or wrong is not None or stronger:
         text += f" So {visible(entry.name)} does not count as weakening the attack."
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
