@@ -19,11 +19,10 @@ from diffleak.config import build
 from diffleak.data.complexity import NAMES, complexity
 from diffleak.data.pixels import to_model, to_uint8
 from diffleak.errors import UserError
+from diffleak.lora.run import _Audit
 from diffleak.report import to_html
 from diffleak.report.pages.audit import page
 from diffleak.work.folder import Folder
-
-pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 
 pytestmark = pytest.mark.usefixtures("few_divisions", "undrawn")
 SIDE = 70  # 42 held-out images to calibrate on
@@ -154,7 +153,7 @@ def test_an_anonymous_run_takes_out_the_same_numbers_of_each_image_and_keeps_non
     assert bars == ["encoding, decoding", "scoring"] * 2
 
 
-def test_reconstructions_that_are_not_finite_are_refused_by_name_with_what_to_leave_out(prepared, tmp_path):
+def test_reconstructions_that_are_not_finite_are_refused_by_name_with_what_to_leave_out(prepared, monkeypatch):
     audited = prepared("run")
     weights = Path(audited.config.model) / AUTOENCODERS["vae"] / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
@@ -166,6 +165,10 @@ def test_reconstructions_that_are_not_finite_are_refused_by_name_with_what_to_le
     said = str(refusal.value)
     assert said.startswith("the autoencoder must return finite images; got ") and " for image " in said
     assert said.endswith("its weights are finite, so use --no-complexity, which decodes nothing") and len(said) <= 400
+    monkeypatch.setattr(AuditConfig, "NO_FLAG", _Audit.NO_FLAG)
+    with pytest.raises(UserError) as refusal:
+        scored(prepared("of lora"))
+    assert "--no-complexity" not in str(refusal.value), "`diffleak lora` has no such flag"
 
 
 def test_a_decoder_of_other_channels_is_refused(prepared):

@@ -1,5 +1,6 @@
 """Schedules, prediction conversions and keyed noise against diffusers and scipy; the analytic models against brute force."""
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -244,6 +245,17 @@ def test_counting_changes_no_prediction() -> None:
 # --- noise --------------------------------------------------------------------------------------------------------------
 
 SHAPE = (1, 8, 8)
+
+
+@pytest.mark.parametrize(("stream", "draw"), [("", 0), ("", 7), ("sample", 2)])
+def test_noise_is_that_of_a_philox_generator_for_each_image(stream: str, draw: int) -> None:
+    ids, shape = ("a.png", "b/ä.png", ""), (2, 3, 3)
+    found = Noise(5, ids, shape, torch.float64, stream=stream)(draw)
+    for normals, image_id in zip(found, ids, strict=True):
+        named = f"5\0{image_id}" + (f"\0{stream}" if stream else "")
+        key = np.frombuffer(hashlib.blake2b(named.encode(), digest_size=16).digest(), dtype=np.uint64)
+        alone = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, draw]))
+        assert normals.numpy().tobytes() == alone.standard_normal(shape).tobytes()
 
 
 def test_noise_does_not_depend_on_the_batch_or_its_order() -> None:

@@ -162,7 +162,7 @@ def test_pictures_that_an_adapter_gives_back_are_counted_and_forbid_it() -> None
     assert (found.nearer, found.nearest, found.closest, found.closest_of_base) == (5, ("7", "3", "8", "9", "10"), 0.02, 0.3)
     decision, why = judge.of_drawings(found, "drawings/kay/extract.html")
     assert decision == "undecided" and found.look_first, "an adapter that learnt its style draws near too"
-    assert why.startswith("look first: for 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
+    assert why.startswith("look first: to 5 of 12 pictures") and why.endswith("the pairs of 7, 3, 8, 9, 10 in drawings/kay/extract.html")
     same = judge.redrawn(base, base)
     decision, why = judge.of_drawings(same, "drawings/kay/extract.html")
     assert decision == "undecided" and not same.look_first and why.endswith("The pairs are in drawings/kay/extract.html")
@@ -186,8 +186,9 @@ def test_warnings_of_a_checkpoint_have_its_name_and_those_of_all_stand_once() ->
 def test_the_answer_names_runs_of_checkpoints_and_what_the_files_hold() -> None:
     rows = [checkpoint("kay-1", "undecided"), *(checkpoint(f"kay-{i}", "do not publish", {"captions": 30}) for i in range(3, 7))]
     assert judge.answer(rows, 30, None) == (
-        "Do not publish as they are: kay-3 to kay-6. Undecided: kay-1 (with 30 pictures and none held out). "
-        f"{judge.WAYS} The headers of kay-3 to kay-6 give away captions and tags: strip with diffleak metadata FILE --strip OUT."
+        "Do not publish as they are: the 4 checkpoints from kay-3 to kay-6. Undecided: kay-1 (with 30 pictures and none held out). "
+        f"{judge.WAYS} The headers of the 4 checkpoints from kay-3 to kay-6 give away captions and tags: strip with diffleak metadata FILE "
+        "--strip OUT."
     )
     assert judge.answer([checkpoint("a", "publish"), checkpoint("b", "undecided")], 300, 200) == (
         "By the attacks that were run, may be published: a. Undecided: b (with 300 pictures and 200 held out)."

@@ -314,7 +314,8 @@ def test_near_duplicates_that_were_left_out_are_counted_in_the_singular_too():
 
 def test_the_effect_that_an_inquiry_detects_is_of_the_images_that_it_tested():
     record = studied(InquiryRecord, "inquire-512-other")
-    tested = f"With {record.set.images} images in question, an effect of AUC {record.set.detectable_auc:.2f} or more"
+    sides = f"With {record.set.images} images in question and {record.set.controls} controls"
+    tested = f"{sides}, an effect of AUC {record.set.detectable_auc:.2f} or more"
     assert any(tested in said and "would show with probability 80 %" in said for said in inquiry.judged(record).sentences)
 
 
@@ -334,9 +335,9 @@ def test_one_cut_is_no_cuts():
 
 def test_a_reason_to_look_first_is_a_sentence():
     record = studied(LoraRecord, "lora-drawn")
-    first = record.checkpoints[0].model_copy(update={"reason": "look first: for 7 of 12 pictures the adapter's nearest drawing is closer"})
+    first = record.checkpoints[0].model_copy(update={"reason": "look first: to 7 of 12 pictures the adapter's drawings come closer"})
     reasons = lora.judged(record.model_copy(update={"checkpoints": (first, *record.checkpoints[1:])})).sentences
-    assert reasons[0] == "e-lora-100: undecided; look first: for 7 of 12 pictures the adapter's nearest drawing is closer."
+    assert reasons[0] == "e-lora-100: undecided; look first: to 7 of 12 pictures the adapter's drawings come closer."
 
 
 def test_an_adapter_alone_has_no_step_and_one_repeat_is_one():

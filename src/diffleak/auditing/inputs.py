@@ -52,6 +52,7 @@ INFLUENCE = "influence.npy"  # of all images, once their chunks are measured
 COMPLEXITY = "complexity.parquet"  # of all images and of their reconstructions
 OF_A_RUN = ("latents", "influence", "reconstruction")  # kinds that are removed when it is finished
 Rows = Sequence[int]  # of the images of a chunk
+TOGETHER = 8  # images that a thread reads before it looks whether to stop
 RECONSTRUCTED = tuple(f"reconstruction_{name}" for name in NAMES)  # columns there
 
 
@@ -81,6 +82,7 @@ class Inputs:
     shapes: tuple[ImageShape, ...] | None = None  # of every image, sorted, where they are in buckets; `shape` is then the commonest
     most_drawn: int | None = None  # images in a forward that draws; None for as many as fit
     drawings: Drawings | None = None  # where drawings for captions are kept
+    may_skip_complexity: bool = True  # whether the command has --no-complexity
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)  # by spec
     _opening: Any = field(default_factory=Lock, repr=False)
     _reading: Any = field(default_factory=Lock, repr=False)  # tables and archives are read by one thread at a time
@@ -241,8 +243,11 @@ class Inputs:
 
     def read_ahead(self, chunks: Mapping[int, Rows], most: int) -> Ahead[int, np.ndarray, UInt8[np.ndarray, "n h w c"]]:
         """The images of each chunk as `pixels` gives them, of `most` chunks at once, read while the network runs."""
-        pieces = lambda chunk: [partial(self.image, row) for row in chunks[chunk]]
-        return Ahead(chunks, pieces, np.stack, threads=self.readers, most=most)
+        return Ahead(chunks, lambda chunk: self._pieces(chunks[chunk]), np.concatenate, threads=self.readers, most=most)
+
+    def _pieces(self, rows: Rows) -> list[Callable[[], UInt8[np.ndarray, "n h w c"]]]:
+        """Functions that read a few images each, one after the other all of `rows`."""
+        return [partial(self.pixels, rows[start : start + TOGETHER]) for start in range(0, len(rows), TOGETHER)]
 
     def measure(self, rows: Rows, kinds: Sequence[str], images: UInt8[np.ndarray, "n h w c"] | None = None) -> dict[str, np.ndarray]:
         """Measures some images: "latents", "influence" of each coordinate, "distortion" beside the energies, complexity of the
@@ -266,7 +271,8 @@ class Inputs:
             with torch.inference_mode():
                 x = images_of(codec, self.tensor(z[start : start + size])).float().cpu().numpy()
             ids = [self.cohort.ids[row] for row in rows[start : start + size]]
-            refuse_broken(x, codec, ids, "images", "use --no-complexity, which decodes nothing")
+            skip = "use --no-complexity, which decodes nothing" if self.may_skip_complexity else None
+            refuse_broken(x, codec, ids, "images", skip)
             if x.shape[1] != self.shape.channels:
                 raise UserError(f"the codec's decode must give images of the shape ({self.shape.channels}, h, w); got {tuple(x.shape[1:])}")
             found += [complexity(image) for image in to_uint8(x)]
@@ -279,8 +285,8 @@ class Inputs:
     def chunks_ahead(self, folder: Folder, chunks: Mapping[int, Rows], most: int) -> "Ahead[int, np.ndarray, Loaded]":
         """What attacks are given of each chunk, of `most` chunks at once, read while the network runs."""
         if not self.target.latent:
-            pieces = lambda chunk: [partial(self.image, row) for row in chunks[chunk]]
-            return Ahead(chunks, pieces, lambda images: Loaded(np.stack(images)), threads=self.readers, most=most)
+            pieces = lambda chunk: self._pieces(chunks[chunk])
+            return Ahead(chunks, pieces, lambda images: Loaded(np.concatenate(images)), threads=self.readers, most=most)
         kinds = ["latents", "influence"] if self.masks else ["latents"]
         of_files = lambda chunk: [partial(folder.load, _file(kind, chunk)) for kind in kinds]
         return Ahead(chunks, of_files, lambda arrays: Loaded(*arrays), threads=1, most=most)

@@ -367,6 +367,7 @@ def checked(
         found.complexity if target.latent and _calibrates(config, split, units) else None,
         found.shapes,
         None if config.batch_size == "auto" else config.batch_size,
+        may_skip_complexity="complexity" not in config.NO_FLAG,
     )
     alone = inputs.alone()
     if reference:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffleak.diffusion.devices import on_device
@@ -41,7 +41,7 @@ class Noise:
 
     def __call__(self, draw: int) -> Float[Tensor, "b *s"]:
         if draw not in self._drawn:
-            normals = np.stack([_normals(self.seed, i + self._suffix, draw, self.shape) for i in self.ids])
+            normals = _normals(self.seed, [i + self._suffix for i in self.ids], draw, self.shape)
             self._drawn[draw] = on_device(torch.from_numpy(normals), self.device, self.dtype)
         return self._drawn[draw].clone()  # whatever is done to it, the next caller gets the same normals
 
@@ -60,7 +60,14 @@ def generators(seed: int, ids: Sequence[str], stream: str) -> list[torch.Generat
     return [torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1) for digest in digests]
 
 
-def _normals(seed: int, image_id: str, draw: int, shape: Sequence[int]) -> np.ndarray:
-    digest = hashlib.blake2b(f"{seed}\0{image_id}".encode(), digest_size=16).digest()
-    key = np.frombuffer(digest, dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, draw])).standard_normal(shape)
+def _normals(seed: int, ids: Sequence[str], draw: int, shape: Sequence[int]) -> Float64[np.ndarray, "b *s"]:
+    """The normals of each id, those of a Philox generator with its key and the draw as counter."""
+    bits = np.random.Philox(key=0)
+    generator, state, normals = np.random.Generator(bits), bits.state, np.empty((len(ids), *shape))
+    counter = np.array([0, 0, 0, draw], dtype=np.uint64)
+    for of_one, image_id in zip(normals, ids, strict=True):
+        digest = hashlib.blake2b(f"{seed}\0{image_id}".encode(), digest_size=16).digest()
+        state["state"] = {"counter": counter, "key": np.frombuffer(digest, dtype=np.uint64)}
+        bits.state = state
+        generator.standard_normal(out=of_one)
+    return normals

@@ -63,7 +63,7 @@ REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's folders: repeats in an epoch, an
 class _Audit(AuditConfig):
     """The settings of the audits, whose messages name no flag that `diffleak lora` lacks."""
 
-    NO_FLAG = {"allow_shift"}
+    NO_FLAG = {"allow_shift", "complexity"}
 
 
 def lora(config: LoraConfig, inputs: Inputs | None = None, log: Callable[[str], None] = say) -> LoraRecord:
