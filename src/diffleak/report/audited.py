@@ -102,12 +102,13 @@ class Audited:
         """The reason that images are not shown, where they are not."""
         if self.thumbnail is not None:
             return ()
-        return (not_shown(f"reports are passed on, and these {why} private training images", self.record.plan.anonymous is not None),)
+        said, anonymous = f"reports are passed on, and these {why} private training images", self.record.plan.anonymous is not None
+        return (not_shown(said, anonymous, "diffleak report RUN --thumbnails"),)
 
 
-def not_shown(why: str, anonymous: bool) -> Drawn:
-    """The reason that images are not shown, and the flag that adds them."""
+def not_shown(why: str, anonymous: bool, adds: str = "--thumbnails") -> Drawn:
+    """The reason that images are not shown, and the flag, or the command, that adds them."""
     return prose(
-        Markup("Images are not shown: {}.").format(why) + ("" if anonymous else Markup(" <code>--thumbnails</code> adds them.")),
+        Markup("Images are not shown: {}.").format(why) + ("" if anonymous else Markup(" <code>{}</code> adds them.").format(adds)),
         "prose muted",
     )

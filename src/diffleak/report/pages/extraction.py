@@ -21,7 +21,8 @@ GLOSSARY = entries("""
     Copy | a member that is closer to its nearest drawing than most held-out images are to theirs, such as 99 % of them. The word
         says how close it is, not why.
     Threshold | the distance to the nearest drawing below which an image has a copy; a part of the held-out images sets it.
-    p | the share of held-out images that are as close to a drawing, or closer, counted so that it is never 0.
+    p | of the held-out images that set the threshold, the share that are as close to a drawing, or closer, counted so that it is
+        never 0.
     Sampler | the procedure by which a model draws an image from noise, in a number of steps, such as ddim, ddpm or dpm.
     Chance | how often as many members or more would have a copy if the model treated members as it treats held-out images.
 """)

@@ -53,8 +53,8 @@ def sentences(record: AuditRecord) -> tuple[str, ...]:
     lower = sum(e.high is not None and e.high < 0 for e in gains)
     attacks = one_or_more(len(gains), "attack")
     said = (
-        f"Calibration clearly raises the AUC of {higher} of {attacks} and clearly lowers that of {lower}: the interval of the difference "
-        "excludes 0."
+        f"Calibration clearly raises the AUC of {higher} of {attacks} and clearly lowers that of {lower}. Clearly means that the interval "
+        "of the difference excludes 0."
     )
     unhelped = ", ".join(visible(_label(r)) for r in every if r.complexity == PLAIN)
     rest = f"On the calibrate part it did not help {unhelped}, so nothing was taken out there."

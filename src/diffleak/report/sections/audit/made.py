@@ -22,7 +22,8 @@ def section(audit: Audited) -> Section:
     record, blocks = audit.record, [facts(_rows(audit.record))]
     attacks = [r for r in record.results if r.plain]
     if attacks:
-        said = lambda r: ", ".join(f"{visible(key)} = {visible(str(value))}" for key, value in sorted(r.parameters.items())) or "none"
+        named = lambda key: "p (power of the norm)" if key == "p" else visible(key)  # no p-value
+        said = lambda r: ", ".join(f"{named(key)} = {visible(str(value))}" for key, value in sorted(r.parameters.items())) or "none"
         rows = [(breakable(visible(r.attack)), f"{said(r)}; {r.direction} values mean member") for r in attacks]
         blocks += [heading("Parameters of the attacks"), facts(rows)]
     if record.omitted and audit.verdict.level != "invalid":
