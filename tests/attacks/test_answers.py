@@ -56,7 +56,7 @@ def test_the_first_draw_of_a_batch_is_made_once() -> None:
             patch.setattr(noise_module, "_normals", lambda *given: drawn.append(given[1]) or NORMALS(*given))
             memory.draw_once("chunk", batch, noise)
             noise(0).zero_()
-    assert drawn == ["a", "b", "c", "d"]
+    assert drawn == [["a", "b"], ["c", "d"]]
     assert (
         torch.equal(one(0), equal()(0)) and torch.equal(two(0), equal()(0)) and torch.equal(other(0)[0], Noise(0, ("c",), (1, 4, 4))(0)[0])
     )

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures.headers import KOHYA
-from fixtures.runs import gaussian, make_run
+from fixtures.runs import gaussian, ids_of, make_run
 from packaging.requirements import Requirement
 from safetensors.numpy import save_file
+
+import diffleak
+from diffleak.data.pixels import to_model
+from diffleak.diffusion.analytic import Memoriser, linear_schedule
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = {"accelerate", "diffusers", "huggingface-hub", "pandas", "safetensors", "torch"}
@@ -28,6 +33,8 @@ RUN_NO_MODEL = (
     ["gate", "run", "--max-auc", "0.99"],
     ["verify", "compared"],
     ["metadata", "lora.safetensors"],
+    ["epsilon", "coin"],
+    ["reveal", "hidden"],
     ["doctor"],
     ["attacks"],
     ["audit", "model", "--members", "m.npy", "--nonmembers", "n.npy", "-o", "audited"],
@@ -89,6 +96,13 @@ def finished(tmp_path_factory) -> dict[str, tuple[object, str, str]]:
     (folder / "scores.csv").write_text("\n".join(["id,member,score", *(f"{i},{int(i < 150)},{rng.normal():.4f}" for i in range(300))]))
     for name, d in (("run", 1.0), ("other", 0.5)):
         make_run(folder / name, {"sima": gaussian(d), "loss": gaussian(d / 2)})
+    ids, member = ids_of(1000, 0)[0], rng.random(1000) < 0.5
+    record = json.loads((make_run(folder / "coin", {"sima": gaussian(1.0)}, ids, member) / "audit.json").read_text())
+    record["drawn"] = {"how": "coin", "seed": 0, "images": 1000, "together": [], "file": "model/split.json"}
+    (folder / "coin" / "audit.json").write_text(json.dumps(record))
+    model = diffleak.Target(Memoriser(torch.from_numpy(to_model(images[:60])), linear_schedule()), fingerprint="a memoriser")
+    sides = {"members": str(folder / "m.npy"), "nonmembers": str(folder / "n.npy"), "limit": 60}
+    diffleak.audit(model, **sides, attacks="loss", timesteps="40", output=folder / "hidden", anonymous=True)
     save_file({"a.lora_down.weight": images[0].astype(np.float32)}, folder / "lora.safetensors", metadata=KOHYA)
     refused = {name.replace("-", "_") for name in LEFT_OUT} | {"transformers", "peft", "datasets", "opacus"}
     program = PROGRAM.format(refused=refused, commands=[*map(list, RUN_NO_MODEL)])
