@@ -28,7 +28,9 @@ GATES = (
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Page]:
     folder = tmp_path_factory.mktemp("runs")
-    compared = compare([str(make_run(folder / name, {"sima": gaussian(d)})) for name, d in (("plain", 1.5), ("defended", 0.1))])
+    compared = compare(
+        [str(make_run(folder / name, {"sima": gaussian(d)}, fingerprint=name)) for name, d in (("plain", 1.5), ("defended", 0.1))]
+    )
     record, samples = latent_audit(("influence:0.4", "random:0.4"), n=60, shifts={"sima": 1.2, "pia": 0.9})
     return {
         "audit": audit.page(record.model_copy(update={"gates": GATES}), samples),
