@@ -284,7 +284,7 @@ def test_a_folder_of_before_began_with_every_second_timestep_and_is_another_plan
     plan = json.loads((folder / "plan.json").read_text())
     assert plan.pop("coarse_step") == 3
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=r"belongs to another plan \(step of --sweep coarse was none, now 3\)"):
+    with pytest.raises(UserError, match=r"belongs to another plan \(step of --sweep coarse \(none stands for 2\) was none, now 3\)"):
         audit("coarse", tmp_path)
     before = made.record.model_copy(update={"plan": Plan.model_validate(plan)})
     assert "the calibrate part at every second timestep, and those" in str(dict(_rows(before))["Scored"])

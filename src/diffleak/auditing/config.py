@@ -57,7 +57,7 @@ class AuditConfig(ModelConfig, DataConfig):
         "label_names": "names of the classes",
         "model_code": "code of --model-from",
         "units": "choice of images that count together",
-        "coarse_step": "step of --sweep coarse",
+        "coarse_step": "step of --sweep coarse (none stands for 2)",
         "estimator": "estimator of influence",
         "singular_values": "method of singular values",
         "faster": "choice of --exact and --compile",

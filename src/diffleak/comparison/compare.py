@@ -334,6 +334,7 @@ def _warnings(
         found.append(f"the runs count groups by {shown(column)} and not images: every number and difference is of groups")
     if unused:
         found.append(f"{unused}; a teacher that was audited on both halves would count images it never saw as members")
+    found += _of_one_model(entries)
     found += _about_pairs(entries, compared)
     found += _of_earlier_quality(compared)
     found += [f"{run.name}: {EARLIER_RATES}" for entry in entries for run in entry.runs if run.record.schema_version == 1]
@@ -374,6 +375,19 @@ def _of_earlier_quality(compared: Sequence[Entry]) -> list[str]:
     return [f"{', '.join(map(visible, before))}: {next(iter(before.values()))}"] if before else []
 
 
+def _of_one_model(entries: Sequence[EntryRuns]) -> list[str]:
+    """A warning for each model that several runs are audits of."""
+    by_model: dict[str, list[str]] = {}
+    for run in (run for entry in entries for run in entry.runs):
+        by_model.setdefault(run.record.plan.model_fingerprint, []).append(run.name)
+    return [
+        f"{', '.join(names)} are audits of the same model (same weights and settings): a difference between them comes from the images or "
+        "from how the audits were made"
+        for model, names in by_model.items()
+        if len(names) > 1 and model != UNKNOWN
+    ]
+
+
 def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> list[str]:
     """Warnings on differences that rest on fewer images than the entry's own numbers, or on other data."""
     baseline, found = entries[0].runs[0], []
@@ -396,14 +410,9 @@ def _about_pairs(entries: Sequence[EntryRuns], compared: Sequence[Entry]) -> lis
                     f"{entry.name}: {run.name} and {baseline.name} do not count the same images together as near-duplicates; images that "
                     f"either counts together are one here: the {len(pairing.first):,} images of both are {len(pairing.member):,}"
                 )
-            if run.record.plan.model_fingerprint == baseline.record.plan.model_fingerprint != UNKNOWN:
-                found.append(
-                    f"{entry.name}: {run.name} and {baseline.name} are audits of the same model (same weights and settings), so the "
-                    "difference is due to the images or to the settings of the audits"
-                )
             differs = _given_otherwise(run, baseline)
             if differs:
-                found.append(f"{entry.name}: {differs}, so the difference is not due to the models alone")
+                found.append(f"{entry.name}: {differs}, and the difference may be due to that")
             elif run.record.plan.data_fingerprint != baseline.record.plan.data_fingerprint:
                 found.append(
                     f"{entry.name}: {run.name} and {baseline.name} were audited on different data; the "

@@ -94,7 +94,7 @@ def check_membership(
         why = f"the training data {own.data} is not there to compare with" if own.data else "nothing says where the training images lie"
         if otherwise:
             names = of_them(otherwise, f"{len(found):,} images", "has a name", "have names")
-            check = f"if they are the same images and not only the same names, correct the sides or {split_file}"
+            check = f"where the images are the same too, the sides or {split_file} are wrong"
             return trust(reason=f"{names} that it lists on another side, and {why}; {check}")
         return trust(reason=f"only names could be compared, because {why}", same_names=True)
     if elsewhere:

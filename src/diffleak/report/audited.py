@@ -103,12 +103,13 @@ class Audited:
         if self.thumbnail is not None:
             return ()
         said, anonymous = f"reports are passed on, and these {why} private training images", self.record.plan.anonymous is not None
-        return (not_shown(said, anonymous, "diffleak report RUN --thumbnails"),)
+        return (not_shown(said, anonymous, Markup(", in <code>diffleak report</code> too")),)
 
 
-def not_shown(why: str, anonymous: bool, adds: str = "--thumbnails") -> Drawn:
-    """The reason that images are not shown, and the flag, or the command, that adds them."""
+def not_shown(why: str, anonymous: bool, where: str = "") -> Drawn:
+    """The reason that images are not shown, and the flag that adds them; `where` else it does."""
     return prose(
-        Markup("Images are not shown: {}.").format(why) + ("" if anonymous else Markup(" <code>{}</code> adds them.").format(adds)),
+        Markup("Images are not shown: {}.").format(why)
+        + ("" if anonymous else Markup(" <code>--thumbnails</code> adds them{}.").format(where)),
         "prose muted",
     )

@@ -1,8 +1,8 @@
 """The verdict on a comparison, in plain words.
 
-lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0, none of its attacks is clearly
-             stronger than that worst one, which the calibrate part chose, and none separates the sides the wrong way round: with its
-             answers reversed it works
+lowers       for some entry the interval of its worst AUC minus the baseline's worst lies below 0, no attack that is clearly stronger
+             on it than that worst one, which the calibrate part chose, comes near the baseline's, and none separates the sides the
+             wrong way round: with its answers reversed it works
 not-shown    for none it does; the intervals say what cannot be excluded
 undecided    the baseline's strongest attack separates the sides the wrong way round; or in some run the sides differ without the model,
              and its user allowed that; or nothing checked that they do not, or the check can have missed a difference of the sources as
@@ -95,7 +95,7 @@ def _of_differences(record: Comparison) -> Verdict:
         title = f"Undecided: on {baseline} the scores of {attack} separate the sides, but the wrong way round."
         check = EXCESS_TO_CHECK if speaks_of(record.baseline.worst.attack, "excess") else TO_CHECK
         return Verdict("undecided", title, (sentences[0], f"{REVERSED} {check}", *sentences[1:]))
-    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not (_undone(e, record) or wrong_way(e) or missed(e))]
+    lower = [e for e in known if (_worst_difference(e).high or 0.0) < 0 and not (_undone(e, record) or wrong_way(e) or _undoes(e, record))]
     higher = [e for e in known if (_worst_difference(e).low or 0.0) > 0]
     if lower:
         best = min(lower, key=lambda e: _worst_difference(e).value or 0.0)
@@ -132,13 +132,20 @@ def missed(entry: Entry) -> ComparedResult | None:
     return max(clear, key=lambda r: r.auc.low or 0.0, default=None)
 
 
+def _undoes(entry: Entry, record: Comparison) -> bool:
+    """True if an attack that the calibrate part of an entry missed may be as strong as the baseline's strongest: the intervals overlap."""
+    found = missed(entry)
+    return found is not None and (found.auc.high or 1.0) >= (record.baseline.worst_result.auc.low or 0.0)
+
+
 def _missed(entry: Entry) -> str:
     """Begins a sentence on an attack that is clearly stronger than the chosen one; empty where none is."""
     found = missed(entry)
     if found is None:
         return ""
     auc = f"{found.auc.value:.3f} [{found.auc.low:.3f}, {found.auc.high:.3f}]"
-    return f" But {visible(found.attack)} has AUC {auc} on {visible(entry.name)}; the calibrate part did not choose it, but an attacker may"
+    where = visible(artefact(found.run) if len(entry.runs) > 1 else entry.name)
+    return f" But {visible(found.attack)} has AUC {auc} on {where}; the calibrate part did not choose it, but an attacker may"
 
 
 def _undone(entry: Entry, record: Comparison) -> SwapResult | None:
@@ -199,7 +206,7 @@ def _against(entry: Entry, record: Comparison) -> str:
         text += f" But {visible(wrong.attack)} has AUC {wrong.auc.value:.3f}. {not_excluded(wrong.auc)}"
     stronger = _missed(entry)
     text += f"{stronger}." if stronger else ""
-    if both is not None or wrong is not None or stronger:
+    if both is not None or wrong is not None or _undoes(entry, record):
         text += f" So {visible(entry.name)} does not count as weakening the attack."
     quality = _quality_words(entry, record)
     return f"{text} {quality}" if quality else text
